@@ -1,0 +1,176 @@
+"""Files that survive a crash: atomic writes, hashes, locks, and finding the newest intact checkpoint.
+
+Standard library only, so that every part may import it. A checkpoint is a directory `step_<8 digits>` whose
+`state.json`, written last, lists the sha256 and size of every other file; a directory without a valid list is not one.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STATE = "state.json"
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+class Damaged(Exception):
+    """Data or a checkpoint on disk is not what was written."""
+
+
+class Locked(ValueError):
+    """Another process holds the lock."""
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Replace `path` by `data`: a reader, or a crash, sees the old content or the new, never a part."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(tmp, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created when missing); the kernel drops it if the process dies.
+
+    `wait=False` raises `Locked`, naming the holder, when another process has it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise Locked(f"{path.parent} is in use by {holder}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def commit_directory(tmp: Path, final: Path, state: dict[str, Any]) -> None:
+    """Turn the files in `tmp` into the checkpoint `final`: hash list last, fsync, rename, verify.
+
+    `state` is stored beside the hash list in `state.json`. Raises `Damaged` if what was read back differs.
+    """
+    files = {}
+    for path in sorted(p for p in tmp.iterdir() if p.name != STATE):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    atomic_write(tmp / STATE, json.dumps({**state, "files": files}, indent=1))
+    if final.exists():  # a damaged leftover of the same step: readers skip it, so it may go
+        shutil.rmtree(final)
+    os.rename(tmp, final)
+    fsync_directory(final.parent)
+    verify(final)
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The checkpoint's `state.json`, after every listed file was found with its size and hash.
+
+    Raises `Damaged` with the first difference.
+    """
+    try:
+        state = json.loads((directory / STATE).read_text())
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{directory}: no readable {STATE} ({type(error).__name__})") from None
+    for name, want in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise Damaged(f"{path}: missing")
+        if path.stat().st_size != want["bytes"]:
+            raise Damaged(f"{path}: {path.stat().st_size} bytes, not {want['bytes']}")
+        if sha256(path) != want["sha256"]:
+            raise Damaged(f"{path}: sha256 differs")
+    return state
+
+
+def step_of(directory: Path) -> int:
+    """The step in a checkpoint directory's name, or -1."""
+    match = _STEP.fullmatch(directory.name)
+    return int(match[1]) if match else -1
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint directories of a run, oldest first, intact or not."""
+    folder = run / "checkpoints"
+    found = [p for p in folder.iterdir() if step_of(p) >= 0] if folder.is_dir() else []
+    return sorted(found, key=step_of)
+
+
+def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint and why newer ones were passed over; None when the run has none at all.
+
+    Raises `Damaged` when there are checkpoints and not one is intact: never a silent fresh start.
+    """
+    reasons: list[str] = []
+    for path in reversed(list_checkpoints(run)):
+        try:
+            verify(path)
+            return path, reasons
+        except Damaged as error:
+            reasons.append(str(error))
+    if reasons:
+        raise Damaged(f"{run}: no loadable checkpoint of {len(reasons)}: " + "; ".join(reasons))
+    return None, reasons
+
+
+def find_checkpoint(path: str | Path, which: str = "last") -> Path:
+    """A verified checkpoint: `path` itself, or of the run at `path` the one that `which` names.
+
+    `which` is `last`, `best` or a step. Raises ValueError when there is none such, `Damaged` when it is not intact.
+    """
+    path = Path(path)
+    if (path / STATE).is_file():
+        verify(path)
+        return path
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such run or checkpoint")
+    if which == "last":
+        newest, _ = newest_checkpoint(path)
+        if newest is None:
+            raise ValueError(f"{path}: no checkpoint yet")
+        return newest
+    have = {step_of(p): p for p in list_checkpoints(path)}
+    pointer = path / "checkpoints" / "best"
+    name = which
+    if which == "best":
+        if not pointer.is_file():
+            raise ValueError(f"{path}: no best checkpoint yet")
+        name = pointer.read_text().strip().removeprefix("step_")
+    if not name.isdecimal() or int(name) not in have:
+        steps = ", ".join(str(s) for s in have) or "none"
+        raise ValueError(f"{path}: no checkpoint {which!r}; there are last, best and steps {steps}")
+    verify(have[int(name)])
+    return have[int(name)]

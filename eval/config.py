@@ -1,0 +1,18 @@
+"""How often and how much a run evaluates."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int | float | str = 100
+    """An evaluation each so often (a length), and at each save."""
+    max_tokens: Annotated[int, Ge(1)] = 131_072
+    """Validation tokens of an evaluation; the last one takes all of them."""
+    prompts: tuple[str, ...] = ("",)
+    """A sample is generated from each at every evaluation; the empty prompt starts a document."""
+    sample_tokens: Annotated[int, Ge(0)] = 128
+    """Tokens of a sample; 0: none."""

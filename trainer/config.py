@@ -1,0 +1,118 @@
+"""How a run trains, saves and reports: plain frozen dataclasses, no behaviour.
+
+A *length* is `0.1` (below 1: a fraction of the run), `500` (steps) or `"5M tokens"` (nominal: step times
+batch_tokens); `trainer.schedule.steps_of` turns one into steps.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Length = int | float | str
+
+
+@dataclass(frozen=True)
+class RunSection:
+    name: Annotated[str, MinLen(1)]
+    """Name of the run; the same name goes on with it."""
+    dir: str = "runs"
+    """The run's files live in `<dir>/<name>/`."""
+    seed: Annotated[int, Ge(0), Lt(1 << 63)] = 1234
+    """Everything random is a function of this, its purpose and the step."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda, then mps, then cpu."""
+    threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """CPU threads of each process. auto: physical cores over local processes."""
+    deterministic: bool = False
+    """On a GPU, only deterministic kernels. The CPU always repeats."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rate of each role a parameter can have."""
+
+    matrix: Annotated[float, Ge(0)] = 0.02
+    """Weights of the linear layers inside blocks."""
+    embed: Annotated[float, Ge(0)] = 0.1
+    """Token and position embeddings."""
+    head: Annotated[float, Ge(0)] = 0.004
+    """Untied output head."""
+    vector: Annotated[float, Ge(0)] = 0.01
+    """Norm weights and biases."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adamw", "muon"] = "muon"
+    """muon: Muon on matrices and AdamW on the rest; adamw: AdamW on everything."""
+    rates: Rates = Rates()
+    """Peak learning rates by role."""
+    betas: Annotated[tuple[Annotated[float, Ge(0), Lt(1)], ...], MinLen(2)] = (0.8, 0.95)
+    """AdamW's decay rates of first and second moment: two numbers."""
+    eps: Annotated[float, Gt(0)] = 1e-10
+    """AdamW's epsilon."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """Muon's momentum."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled weight decay, on matrices only."""
+    grad_clip: Annotated[float, Gt(0)] | None = 1.0
+    """Largest global gradient norm; null: no clipping. The norm is logged before clipping."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Shape after warm-up: wsd stays, then falls linearly; cosine and linear fall from the start."""
+    warmup: Annotated[Length, Ge(0)] | str = 10
+    """Length of the linear warm-up."""
+    decay: Annotated[Length, Ge(0)] | str = 0.6
+    """Length of the final decay (wsd)."""
+    final: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Rate at the end as a fraction of the peak."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Exactly one of `steps`, `tokens`, `epochs` says how long."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps."""
+    tokens: int | str | None = None
+    """Tokens in all, such as `5M`; rounded up to whole steps."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """Passes over the training rows; rounded up to whole steps."""
+    batch_tokens: Annotated[int, Ge(1)] = 8192
+    """Tokens of one optimizer step over all ranks: rows times context."""
+    micro_rows: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Rows of one forward pass on one rank; the rest is accumulated."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, else fp32. Weights are always fp32."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile for each block. auto: on CUDA."""
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    every: Length = 100
+    """A checkpoint each so often, and at the end."""
+    keep: Annotated[int, Ge(1)] = 2
+    """Checkpoints kept besides the best one."""
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    every: Length = 10
+    """A row of metrics each so often."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: off, written locally, or sent."""
+    project: str = "thimble"
+    """wandb project."""
+    entity: str | None = None
+    """wandb user or team."""
+    group: str | None = None
+    """wandb group."""
+    tags: tuple[str, ...] = ()
+    """wandb tags."""
+    tensorboard: bool = False
+    """Write event files to `<run>/tensorboard/`."""
