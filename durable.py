@@ -1,7 +1,8 @@
 """Files that survive a crash: atomic writes, hashes, locks, and finding the newest intact checkpoint.
 
 Standard library only, so that every part may import it. A checkpoint is a directory `step_<8 digits>` whose
-`state.json`, written last, lists the sha256 and size of every other file; a directory without a valid list is not one.
+`state.json`, written last, lists the sha256 and size of every other file, and its own; a directory without a valid list
+is not one.
 """
 
 import contextlib
@@ -87,12 +88,21 @@ def commit_directory(tmp: Path, final: Path, state: dict[str, Any]) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    atomic_write(tmp / STATE, json.dumps({**state, "files": files}, indent=1))
-    if final.exists():  # a damaged leftover of the same step: readers skip it, so it may go
-        shutil.rmtree(final)
+    body = {**state, "files": files}
+    atomic_write(tmp / STATE, json.dumps({**body, "self": _digest(body)}, indent=1))
+    old = final.with_suffix(".old")
+    if final.exists():  # the same step, saved before: it steps aside, since a rename cannot replace a full directory
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
     os.rename(tmp, final)
     fsync_directory(final.parent)
     verify(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """Hash of a JSON value, independent of layout and of the order of keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def verify(directory: Path) -> dict[str, Any]:
@@ -102,9 +112,11 @@ def verify(directory: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((directory / STATE).read_text())
-        files = dict(state["files"])
+        files, digest = dict(state["files"]), state.pop("self")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{directory}: no readable {STATE} ({type(error).__name__})") from None
+    if digest != _digest(state):
+        raise Damaged(f"{directory / STATE}: its own hash differs")
     for name, want in files.items():
         path = directory / name
         if not path.is_file():

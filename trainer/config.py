@@ -4,12 +4,14 @@ A *length* is `0.1` (below 1: a fraction of the run), `500` (steps) or `"5M toke
 batch_tokens); `trainer.schedule.steps_of` turns one into steps.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-Length = int | float | str
+Length = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)] | str
+Period = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)] | str  # a length that is not zero
+Beta = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class OptimConfig:
     """muon: Muon on matrices and AdamW on the rest; adamw: AdamW on everything."""
     rates: Rates = Rates()
     """Peak learning rates by role."""
-    betas: Annotated[tuple[Annotated[float, Ge(0), Lt(1)], ...], MinLen(2)] = (0.8, 0.95)
-    """AdamW's decay rates of first and second moment: two numbers."""
+    betas: tuple[Beta, Beta] = (0.8, 0.95)
+    """AdamW's decay rates of first and second moment."""
     eps: Annotated[float, Gt(0)] = 1e-10
     """AdamW's epsilon."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
@@ -64,9 +66,9 @@ class OptimConfig:
 class ScheduleConfig:
     name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape after warm-up: wsd stays, then falls linearly; cosine and linear fall from the start."""
-    warmup: Annotated[Length, Ge(0)] | str = 10
+    warmup: Length = 10
     """Length of the linear warm-up."""
-    decay: Annotated[Length, Ge(0)] | str = 0.6
+    decay: Length = 0.6
     """Length of the final decay (wsd)."""
     final: Annotated[float, Ge(0), Le(1)] = 0.0
     """Rate at the end as a fraction of the peak."""
@@ -78,7 +80,7 @@ class TrainConfig:
 
     steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps."""
-    tokens: int | str | None = None
+    tokens: Annotated[int, Ge(1)] | str | None = None
     """Tokens in all, such as `5M`; rounded up to whole steps."""
     epochs: Annotated[float, Gt(0)] | None = None
     """Passes over the training rows; rounded up to whole steps."""
@@ -94,7 +96,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SaveConfig:
-    every: Length = 100
+    every: Period = 100
     """A checkpoint each so often, and at the end."""
     keep: Annotated[int, Ge(1)] = 2
     """Checkpoints kept besides the best one."""
@@ -102,7 +104,7 @@ class SaveConfig:
 
 @dataclass(frozen=True)
 class TrackConfig:
-    every: Length = 10
+    every: Period = 10
     """A row of metrics each so often."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases: off, written locally, or sent."""

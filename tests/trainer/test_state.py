@@ -1,0 +1,228 @@
+"""The small stateful parts of a run: guard, window, checkpoints, signals, memory."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import durable
+from trainer import checkpoint, memory, rundir
+from trainer.guard import LIMIT, Diverged, Guard
+from trainer.precision import Precision, resolve
+from trainer.signals import StopRequest
+from trainer.window import Window
+
+CPU = torch.device("cpu")
+alone = lambda t: t  # noqa: E731
+
+
+def test_guard_refuses_what_is_not_finite_and_counts():
+    guard = Guard(CPU)
+    one = torch.tensor(1.0)
+    bad = [torch.tensor(x) for x in (math.nan, math.inf, -math.inf)]
+    assert guard.check(one, one, alone)
+    assert not any(guard.check(x, one, alone) or guard.check(one, x, alone) for x in bad)
+    assert guard.state() == {"skipped": 6, "in_a_row": 6}
+    assert guard.check(one, one, alone) and guard.state() == {"skipped": 6, "in_a_row": 0}
+    assert not guard.check(one, one, agree=torch.logical_not)  # another rank says no
+    assert guard.read() == 7
+
+
+def test_guard_gives_up_and_remembers_over_a_resume():
+    guard = Guard(CPU, skipped=3, in_a_row=LIMIT - 1)
+    assert guard.read() == 3
+    guard.check(torch.tensor(math.nan), torch.tensor(1.0), alone)
+    with pytest.raises(Diverged, match=f"{LIMIT} steps in a row"):
+        guard.read()
+
+
+def test_window_sums_applied_steps_and_goes_on_from_a_checkpoint():
+    true, values = torch.tensor(True), [0.1, 0.2, 0.3, 0.7]
+
+    def steps(window, some):
+        for v in some:
+            window.add({"nll": torch.tensor(v, dtype=torch.float64)})
+            window.add({"nll": torch.tensor(1.0, dtype=torch.float64)})
+            window.close_step(true, torch.tensor(2.0))
+
+    whole = Window(CPU)
+    steps(whole, values)
+    first = Window(CPU)
+    steps(first, values[:2])
+    resumed = Window(CPU, json.loads(json.dumps(first.state(alone))))
+    steps(resumed, values[2:])
+    assert whole.state(alone) == resumed.state(alone)
+    assert whole.read(alone) == pytest.approx({"nll": 5.3, "grad_norm": 8.0, "steps": 4.0})
+    assert whole.read(alone) == {}
+
+
+def test_window_leaves_a_skipped_step_out():
+    window = Window(CPU)
+    for value, finite in ((1.0, True), (math.nan, False), (2.0, True)):
+        window.add({"nll": torch.tensor(value)})
+        window.close_step(torch.tensor(finite), torch.tensor(value))
+    assert window.read(alone) == {"nll": 3.0, "grad_norm": 3.0, "steps": 2.0}
+
+
+def save(run, step, *, best=False, keep=2, text="x"):
+    return checkpoint.save(run, step, lambda d: (d / "file").write_text(text), {}, keep=keep, best=best)
+
+
+def steps(run):
+    return [durable.step_of(p) for p in durable.list_checkpoints(run)]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    for step in range(1, 6):
+        save(tmp_path, step, best=step == 2)
+    assert steps(tmp_path) == [2, 4, 5]
+    assert durable.step_of(durable.find_checkpoint(tmp_path, "best")) == 2
+    save(tmp_path, 6, best=True)
+    assert steps(tmp_path) == [5, 6]
+
+
+def test_a_failing_save_leaves_everything_as_it_was(tmp_path):
+    save(tmp_path, 1, best=True)
+
+    def fail(directory):
+        (directory / "part").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path, 2, fail, {}, keep=1, best=True)
+    assert steps(tmp_path) == [1] and durable.step_of(durable.find_checkpoint(tmp_path, "best")) == 1
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step_00000001", "best"}
+
+
+@pytest.mark.parametrize("at", ["fsync", "rename", "replace"])
+def test_killed_at_any_call_inside_a_save_the_run_stays_loadable(tmp_path, monkeypatch, at):
+    """A child dies without warning at the k-th such system call of its second save, for every k."""
+    real, killed = getattr(os, at), 0
+    for k in range(1, 20):
+        run = tmp_path / str(k)
+        save(run, 1, best=True)
+        child = os.fork()
+        if child == 0:
+            calls = itertools.count(1)
+            monkeypatch.setattr(os, at, lambda *a: os._exit(9) if next(calls) == k else real(*a))  # noqa: B023
+            try:
+                save(run, 2, best=True, keep=1)
+            finally:
+                os._exit(0)
+        finished = os.waitpid(child, 0)[1] == 0
+        newest, _ = durable.newest_checkpoint(run)
+        assert newest is not None and durable.step_of(durable.find_checkpoint(run, "best")) in (1, 2)
+        checkpoint.forget_after(run, durable.step_of(newest))
+        assert not [p for p in (run / "checkpoints").iterdir() if p.suffix]
+        if finished:
+            break
+        killed += 1
+    assert finished and killed == {"fsync": 6, "rename": 2, "replace": 2}[at]
+
+
+def test_forget_after_drops_leftovers_and_newer_checkpoints(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=5)
+    (tmp_path / "checkpoints" / "step_00000004.tmp").mkdir()
+    shutil.copytree(tmp_path / "checkpoints" / "step_00000001", tmp_path / "checkpoints" / "step_00000000.old")
+    checkpoint.forget_after(tmp_path, 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_tensors_round_trip(tmp_path):
+    tensors = {"optim.a.exp_avg": torch.randn(3, 4).t(), "optim.a.step": torch.tensor(3.0)}
+    checkpoint.write_tensors(tmp_path, tensors)
+    back = checkpoint.read_tensors(tmp_path)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in tensors)
+
+
+def test_a_signal_asks_once_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_at_once():
+    code = "import os, signal, sys; sys.path.insert(0, sys.argv[1])\nfrom trainer.signals import StopRequest\n"
+    code += "with StopRequest():\n os.kill(os.getpid(), 15); os.kill(os.getpid(), 2)\n print('still here')"
+    done = subprocess.run([sys.executable, "-c", code, os.getcwd()], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (130, b"")
+
+
+def test_a_run_directory_is_held_by_one_process(tmp_path):
+    with (
+        rundir.hold(tmp_path / "run", restart=False),
+        pytest.raises(ValueError, match="in use by process"),
+        rundir.hold(tmp_path / "run", restart=True),
+    ):
+        pass
+
+
+def test_restart_moves_the_old_directory_aside(tmp_path):
+    for content in ("first", "second"):
+        with rundir.hold(tmp_path / "run", restart=True):
+            (tmp_path / "run" / "file").write_text(content)
+    with rundir.hold(tmp_path / "run", restart=True):
+        assert [p.name for p in (tmp_path / "run").iterdir()] == ["run.lock"]
+    assert (tmp_path / "run.old2" / "file").read_text() == "first"
+    assert (tmp_path / "run.old3" / "file").read_text() == "second"
+
+
+def test_a_path_under_a_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match="cannot write the run to .*: Not a directory"),
+        rundir.hold(tmp_path / "file" / "run", restart=False),
+    ):
+        pass
+
+
+def test_environment_records_versions_but_no_variables(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret-key-123")
+    found = rundir.environment("cpu", 2, {"corpus": {"stdlib": "3.11"}})
+    assert found["packages"]["torch"] and found["corpus"] == {"stdlib": "3.11"}
+    assert "secret-key-123" not in json.dumps(found)
+
+
+@given(st.integers(1, 500), st.integers(0, 10**6), st.integers(1, 10**5))
+def test_micro_batches_fit_and_are_as_few_and_even_as_can_be(rows, budget, per_row):
+    micro = memory.largest_micro_rows(rows, budget, 0, per_row)
+    assert 1 <= micro <= rows
+    assert micro == 1 or micro * per_row <= budget
+    count = -(-rows // micro)
+    fit = max(1, min(rows, budget // per_row))
+    assert count == -(-rows // fit) and (micro - 1) * count < rows
+
+
+def test_memory_of_a_shape_worked_out_by_hand():
+    parts = memory.estimate(1000, 600, rows=2, context=10, layers=3, dim=4, vocab_size=50)
+    assert parts["weights"] == parts["gradients"] == 4000
+    assert parts["optimizer"] == 400 * 8 + 600 * 4
+    assert parts["logits"] == 20 * 50 * memory._PER_ID and parts["activations"] == 20 * 12 * memory._PER_WIDTH
+
+
+def test_precision_scales_only_fp16_and_only_its_gradients():
+    assert resolve("fp32", CPU) == "fp32" and resolve("auto", torch.device("mps")) == "fp32"
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        precision = Precision(name, CPU)
+        linear = torch.nn.Linear(2, 2)
+        with precision.autocast():
+            assert linear(torch.ones(1, 2)).dtype == dtype
+        assert precision.scaler.is_enabled() == (name == "fp16")
+    saved = precision.state()
+    saved["scale"] = 128.0
+    other = Precision("fp16", CPU)
+    other.load_state(json.loads(json.dumps(saved)))
+    assert other.scaler.get_scale() == 128.0

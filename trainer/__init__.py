@@ -1,0 +1,1 @@
+"""The tools a run needs: optimizer, schedule, precision, ranks, checkpoints, guard, meters, tracking."""

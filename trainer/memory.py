@@ -1,0 +1,42 @@
+"""How much memory a step needs, and so how many rows fit into one micro-batch."""
+
+import os
+
+import torch
+
+# Bytes kept for the backward pass per token, layer and unit of width, under autocast: about 17 activations of the
+# width (two norms, q k v, attention output, two residual sums and a three-times-wide feed-forward, some in fp32).
+_PER_WIDTH = 80
+# Bytes per token and id of the vocabulary: logits, log-probabilities and their two gradients, in fp32 and bf16.
+_PER_ID = 16
+CPU_BYTES = 1 << 30
+
+
+def estimate(
+    parameters: int, muon_parameters: int, rows: int, context: int, layers: int, dim: int, vocab_size: int
+) -> dict[str, int]:
+    """Bytes of a training step by part: weights, gradients, optimizer, activations, logits.
+
+    AdamW keeps two fp32 moments of a parameter, Muon one. `rows` are those of one micro-batch.
+    """
+    tokens = rows * context
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * (parameters - muon_parameters) + 4 * muon_parameters,
+        "activations": tokens * layers * dim * _PER_WIDTH,
+        "logits": tokens * vocab_size * _PER_ID,
+    }
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a step may use: most of a GPU's free memory; on a CPU little, since big batches leave its caches."""
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return min(CPU_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+def largest_micro_rows(rows: int, budget: int, fixed: int, per_row: int) -> int:
+    """The fewest equal micro-batches of `rows` whose memory stays within `budget`; at least one row each."""
+    fit = max(1, min(rows, (budget - fixed) // max(per_row, 1)))
+    return -(-rows // -(-rows // fit))

@@ -1,0 +1,119 @@
+"""Optimizers by role: Muon or AdamW on the matrices, AdamW on everything else, one interface over both.
+
+A role is what a parameter does in the model: `matrix` (linear layers inside blocks), `embed`, `head` (when untied),
+`vector` (norms and biases). Each has its own peak rate; weight decay is for matrices alone.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .config import OptimConfig
+
+_PREFIX = "optim."
+
+
+class Optimizers:
+    """AdamW and, when asked for, Muon over a model's parameters."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], roles: Mapping[str, str], config: OptimConfig):
+        """`parameters` and `roles` are keyed by the same names. Raises ValueError when a name is on one side only."""
+        if set(parameters) != set(roles):
+            raise ValueError(f"roles and parameters differ in {sorted(set(parameters) ^ set(roles))}")
+        self.names = {id(p): name for name, p in parameters.items()}
+        self.clip_at = config.grad_clip
+        self.device = next(iter(parameters.values())).device
+        groups = []
+        for role in ("matrix", "embed", "head", "vector"):
+            members = [parameters[name] for name, r in roles.items() if r == role]
+            rate = getattr(config.rates, role)
+            decay = config.weight_decay if role == "matrix" else 0.0
+            if members:
+                groups.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay, "role": role})
+
+        matrices = [g for g in groups if config.name == "muon" and g["role"] == "matrix"]
+        others = [g for g in groups if not (config.name == "muon" and g["role"] == "matrix")]
+        fused = self.device.type in ("cpu", "cuda")
+        self.all: list[torch.optim.Optimizer] = []
+        if others:
+            betas = (config.betas[0], config.betas[1])
+            self.all.append(torch.optim.AdamW(others, lr=0.0, betas=betas, eps=config.eps, fused=fused))
+        if matrices:
+            self.all.append(torch.optim.Muon(matrices, momentum=config.momentum))
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return (p for optimizer in self.all for group in optimizer.param_groups for p in group["params"])
+
+    def clip(self) -> Tensor:
+        """Scale gradients down to the configured global norm; returns the norm before, a scalar on the device."""
+        parameters = list(self.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_at is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_at, norm)
+        return norm
+
+    def set_rates(self, factor: float) -> None:
+        """Set every group to `factor` times its peak rate."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+
+    def step(self, factor: float, finite: Tensor) -> None:
+        """Update at `factor` times the peak rates, or change nothing at all where `finite`, a scalar, is false."""
+        self.set_rates(factor)
+        if self.device.type == "cuda":
+            self._step_without_sync(finite)
+        elif bool(finite):
+            for optimizer in self.all:
+                optimizer.step()
+
+    def _step_without_sync(self, finite: Tensor) -> None:
+        """The same with the decision left on the device, so that the host need not wait for the gradients.
+
+        Fused AdamW takes the flag itself, as from a GradScaler. Muon does not: it runs on zeroed gradients (its
+        Newton-Schulz iteration would spread a NaN) and what it changed is put back.
+        """
+        for optimizer in self.all:
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
+                optimizer.step()
+                continue
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            buffers = [optimizer.state[p]["momentum_buffer"] for p in parameters if p in optimizer.state]
+            kept = [t.detach().clone() for t in (*parameters, *buffers)]
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.copy_(torch.where(finite, p.grad, 0.0))
+            optimizer.step()
+            with torch.no_grad():
+                for tensor, old in zip((*parameters, *buffers), kept, strict=True):
+                    tensor.copy_(torch.where(finite, tensor, old))
+
+    def zero_grad(self) -> None:
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every state tensor as `optim.<parameter>.<key>`: independent of order and grouping."""
+        return {
+            f"{_PREFIX}{self.names[id(p)]}.{key}": value
+            for optimizer in self.all
+            for p, entries in optimizer.state.items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned. Raises ValueError when a parameter's state is missing or left over."""
+        left = dict(tensors)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    prefix = f"{_PREFIX}{self.names[id(p)]}."
+                    mine = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
+                    if tensors and not mine:
+                        raise ValueError(f"no optimizer state for {prefix.removeprefix(_PREFIX)[:-1]}")
+                    optimizer.state[p] = {key.removeprefix(prefix): value.to(p.device) for key, value in mine.items()}
+        if left:
+            raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")

@@ -1,0 +1,110 @@
+"""The directory of a run: who may write to it, what state it is in, and where it was made."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from durable import atomic_write, file_lock
+
+State = Literal["running", "done", "stopped", "bad_input", "damaged", "diverged", "failed"]
+EXIT_CODES: dict[State, int] = {
+    "done": 0, "failed": 1, "bad_input": 2, "damaged": 3, "diverged": 4, "stopped": 75,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, restart: bool) -> Iterator[None]:
+    """Own the run directory `path`, made when missing, for the length of a `with` block.
+
+    `restart` moves what is there aside, under the lock. Raises ValueError when the path cannot be a directory,
+    cannot be written, or another process holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+        if restart:
+            with file_lock(path / "run.lock", wait=False):
+                path.rename(_free_name(path))
+            path.mkdir()
+        lock = file_lock(path / "run.lock", wait=False)
+    except OSError as error:
+        raise ValueError(f"cannot write the run to {path}: {error.strerror}") from None
+    with lock:
+        yield
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old{number}")).exists():
+        number += 1
+    return aside
+
+
+def write_status(path: Path, state: State, step: int, exit_code: int | None) -> None:
+    """Replace `status.json`: torchrun and make hide exit codes."""
+    status = {"state": state, "exit": exit_code, "step": step, "pid": os.getpid(), "host": socket.gethostname()}
+    atomic_write(path / "status.json", json.dumps(status) + "\n")
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line, durably."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def environment(device: str, threads: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """What a run was made with: code, versions, hardware. No variable of the environment is recorded."""
+    packages = ("torch", "numpy", "tokenizers", "tiktoken", "datasets", "safetensors", "wandb", "tensorboard")
+    return {
+        "git": git_state(Path(__file__).resolve().parent.parent),
+        "python": platform.python_version(),
+        "packages": {name: found for name in packages if (found := _version(name))},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "threads": threads,
+        "argv": sys.argv[1:],
+        **extra,
+    }
+
+
+def git_state(root: Path) -> dict[str, Any] | None:
+    """Commit of the checkout at `root` and whether files differ from it; None outside of git."""
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    try:
+        ask = [git, "-C", str(root)]
+        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*ask, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "modified": bool(dirty.stdout.strip())}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
