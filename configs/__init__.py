@@ -1,0 +1,48 @@
+"""What a run is made of, in YAML: the schema, the loader and the command line that every verb shares."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cli import entry, explain, parse
+    from .loader import ConfigError, dump, load
+    from .reference import describe
+    from .schema import Change, Changes, RunConfig, changes, to_tree
+
+_HOME = {
+    "Change": "schema",
+    "Changes": "schema",
+    "ConfigError": "loader",
+    "RunConfig": "schema",
+    "changes": "schema",
+    "describe": "reference",
+    "dump": "loader",
+    "entry": "cli",
+    "explain": "cli",
+    "load": "loader",
+    "parse": "cli",
+    "to_tree": "schema",
+}
+
+__all__ = [
+    "Change",
+    "Changes",
+    "ConfigError",
+    "RunConfig",
+    "changes",
+    "describe",
+    "dump",
+    "entry",
+    "explain",
+    "load",
+    "parse",
+    "to_tree",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `python -m configs.schema` runs a module that is not loaded yet."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

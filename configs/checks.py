@@ -1,0 +1,224 @@
+"""What one field cannot know: checks across fields. A message names the nearest values that would do."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+
+from data.config import SourceConfig
+from loss.terms import check as check_loss
+from model.config import ModelConfig
+from trainer.schedule import parse_tokens, steps_of
+
+from .schema import Path, RunConfig, dotted
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mistake: where it is, one line about it, and the other fields that the verdict rests on."""
+
+    path: Path
+    message: str
+    reads: tuple[Path, ...] = ()
+
+
+# The fields that say something for a kind of source; the first one is required.
+_SOURCE_FIELDS = {
+    "python": ("packages", "exclude", "max_documents"),
+    "text": ("files", "exclude", "max_documents"),
+    "jsonl": ("files", "exclude", "text", "max_documents"),
+    "hf": ("path", "name", "split", "data_files", "streaming", "text", "max_documents"),
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def hint(word: str, known: Mapping[str, str] | Iterable[str]) -> str:
+    """A suggestion, or an empty string: the known word nearest to `word`, or what a mapping gives for it."""
+    names = known if isinstance(known, Mapping) else {name: name for name in known}
+    near = get_close_matches(word, names, n=1)
+    return f" — did you mean {names[near[0]]!r}?" if near else ""
+
+
+def nearest(value: int, valid: Callable[[int], bool], limit: int) -> str:
+    """The valid numbers next to `value` from 1 to `limit`, such as `4 or 8`."""
+    far = 10_000  # nobody means a number further away, and there may be none
+    start = min(value, limit)
+    below = next((n for n in range(start, max(0, start - far), -1) if valid(n)), None)
+    above = next((n for n in range(value + 1, min(limit, value + far) + 1) if valid(n)), None)
+    return " or ".join(str(n) for n in (below, above) if n is not None) or "none"
+
+
+def around(value: int, step: int) -> str:
+    """The multiples of `step` next to `value`."""
+    low = value // step * step
+    return " or ".join(str(n) for n in (low, low + step) if n > 0)
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """Every mistake that lies between fields of a config whose fields are each valid."""
+    return [p for part in (_run, _sources, _data, _model, _loss, _train, _lengths) for p in part(config)]
+
+
+def _run(config: RunConfig) -> Iterator[Problem]:
+    name = config.run.name
+    if not _NAME.fullmatch(name):
+        fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100]
+        more = f", such as {fitting!r}" if fitting else ""
+        rule = "is not a folder name of letters, digits and . _ -"
+        yield Problem(("run", "name"), f"run.name: {name!r} {rule}{more}")
+    if config.run.device == "cpu" and config.train.precision == "fp16":
+        message = "train.precision: fp16 needs a GPU; on run.device cpu use bf16 or fp32"
+        yield Problem(("train", "precision"), message, (("run", "device"),))
+
+
+def _sources(config: RunConfig) -> Iterator[Problem]:
+    defaults = {f.name: f.default for f in fields(SourceConfig)}
+    groups = {("data", "sources"): config.data.sources, ("data", "split", "sources"): config.data.split.sources}
+    for place, name, source in ((p, n, s) for p, group in groups.items() for n, s in group.items()):
+        path = (*place, name)
+        if not _SOURCE_NAME.fullmatch(name):
+            yield Problem(path, f"{dotted(path)}: the name of a source is 1 to 64 letters, digits, _ and -")
+        used = _SOURCE_FIELDS[source.kind]
+        if not getattr(source, used[0]):
+            yield Problem(path, f"{dotted(path)}: kind {source.kind} needs {used[0]}", ((*path, used[0]),))
+        for key, default in defaults.items():
+            if key != "kind" and key not in used and getattr(source, key) != default:
+                message = f"{dotted(path)}.{key}: kind {source.kind} does not use it; it takes {', '.join(used)}"
+                yield Problem((*path, key), message, ((*path, "kind"),))
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    names, mixture = list(config.data.sources), config.data.mixture
+    for name in mixture:
+        if name not in names:
+            known = hint(name, names) or f"; there are {', '.join(names)}"
+            path: Path = ("data", "mixture", name)
+            yield Problem(path, f"{dotted(path)}: no source has this name{known}", (("data", "sources"),))
+    missing = [name for name in names if name not in mixture]
+    if mixture and missing:
+        message = f"data.mixture: no share for {', '.join(missing)}; name every source or none"
+        yield Problem(("data", "mixture"), message, (("data", "sources"),))
+    tokenizer = config.data.tokenizer
+    given = [f.name for f in fields(tokenizer) if getattr(tokenizer, f.name) is not None]
+    if len(given) != 1:
+        which = " and ".join(given) if given else "none"
+        message = f"data.tokenizer: takes exactly one of train, file and level, not {which}"
+        yield Problem(("data", "tokenizer"), message)
+
+
+def check_model(model: ModelConfig) -> Iterator[Problem]:
+    """Heads that fit the width; `model` may be anything with a model's fields, since the class refuses misfits."""
+    rope = model.preset != "gpt2"
+    unit = 2 if rope else 1  # rotary embeddings turn pairs
+    if model.dim % (unit * model.heads):
+        even = " into heads of even width" if model.dim % model.heads == 0 else ""
+        heads = nearest(model.heads, lambda n: model.dim % (unit * n) == 0, model.dim)
+        message = (
+            f"model.heads: {model.heads} does not divide model.dim {model.dim}{even}; nearest heads {heads}, "
+            f"nearest dim {around(model.dim, unit * model.heads)}"
+        )
+        yield Problem(("model", "heads"), message, (("model", "dim"), ("model", "preset")))
+    if model.kv_heads is not None and not rope and model.kv_heads != model.heads:
+        message = f"model.kv_heads: gpt2 has no grouped-query attention; leave it null or set {model.heads}"
+        yield Problem(("model", "kv_heads"), message, (("model", "heads"), ("model", "preset")))
+    elif model.kv_heads is not None and model.heads % model.kv_heads:
+        good = nearest(model.kv_heads, lambda n: model.heads % n == 0, model.heads)
+        message = f"model.kv_heads: {model.kv_heads} does not divide model.heads {model.heads}; nearest {good}"
+        yield Problem(("model", "kv_heads"), message, (("model", "heads"),))
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    yield from check_model(config.model)
+
+
+def _loss(config: RunConfig) -> Iterator[Problem]:
+    for path, message in check_loss(config.loss):
+        yield Problem(("loss", *path), f"{dotted(('loss', *path))}: {message}")
+
+
+def _train(config: RunConfig) -> Iterator[Problem]:
+    train, context = config.train, config.model.context
+    given = [name for name in ("steps", "tokens", "epochs") if getattr(train, name) is not None]
+    if len(given) != 1:
+        which = " and ".join(given) if given else "none"
+        reads: tuple[Path, ...] = (("train", "steps"), ("train", "tokens"), ("train", "epochs"))
+        message = f"train: takes exactly one of steps, tokens and epochs, not {which}"
+        yield Problem(("train", *given[1:2]), message, reads)
+    size = (("model", "context"),)
+    rows, rest = divmod(train.batch_tokens, context)
+    if rest:
+        message = (
+            f"train.batch_tokens: {train.batch_tokens} is not a multiple of model.context {context}; "
+            f"nearest {around(train.batch_tokens, context)}"
+        )
+        yield Problem(("train", "batch_tokens"), message, size)
+    elif train.micro_rows != "auto" and train.micro_rows > rows:
+        most = f"at most {rows} (train.batch_tokens / model.context)"
+        message = f"train.micro_rows: {train.micro_rows} is more than the rows of a step; {most}"
+        yield Problem(("train", "micro_rows"), message, (*size, ("train", "batch_tokens")))
+    if config.eval.max_tokens < context:
+        message = f"eval.max_tokens: {config.eval.max_tokens} is less than a row; at least {context} (model.context)"
+        yield Problem(("eval", "max_tokens"), message, size)
+
+
+def _lengths(config: RunConfig) -> Iterator[Problem]:
+    """Texts that are lengths or token counts, and a schedule that fits the run."""
+    lengths = {
+        ("schedule", "warmup"): config.schedule.warmup,
+        ("schedule", "decay"): config.schedule.decay,
+        ("eval", "every"): config.eval.every,
+        ("save", "every"): config.save.every,
+        ("track", "every"): config.track.every,
+    }
+    fine = True
+    for path, length in lengths.items():
+        message = _bad_length(length, zero=path[0] == "schedule")
+        if message:
+            fine = False
+            yield Problem(path, f"{dotted(path)}: {message}")
+    tokens = config.train.tokens
+    if tokens is not None and (message := _bad_tokens(tokens)):
+        fine = False
+        yield Problem(("train", "tokens"), f"train.tokens: {message}")
+    if fine and sum(x is not None for x in (config.train.steps, tokens, config.train.epochs)) == 1:
+        yield from _fits(config)
+
+
+def _bad_length(length: int | float | str, zero: bool) -> str:
+    if not isinstance(length, str):
+        return ""
+    if not length.rstrip("s").endswith(" token"):
+        return f"{length!r} is not a length: 0.1 (a fraction of the run), 500 (steps) or '5M tokens'"
+    return _bad_tokens(length, zero)
+
+
+def _bad_tokens(tokens: int | str, zero: bool = False) -> str:
+    try:
+        return "" if parse_tokens(tokens) > 0 or zero else f"{tokens!r} is not above 0"
+    except ValueError as error:
+        return str(error)
+
+
+def _fits(config: RunConfig) -> Iterator[Problem]:
+    """Warm-up and decay within the run; two fractions, or a run in epochs, are judged by the fractions alone."""
+    schedule, train = config.schedule, config.train
+    parts = {"warmup": schedule.warmup} | ({"decay": schedule.decay} if schedule.name == "wsd" else {})
+    fractions = {name: part for name, part in parts.items() if isinstance(part, float)}
+    total = train.steps
+    if total is None and train.tokens is not None:
+        total = -(-parse_tokens(train.tokens) // train.batch_tokens)
+    if total is None or len(fractions) == len(parts):
+        sizes: dict[str, float] = dict(fractions)
+        total, unit = 1, "the run"
+    else:
+        sizes = {name: steps_of(part, total, train.batch_tokens) for name, part in parts.items()}
+        unit = f"{total} steps"
+    if round(sum(sizes.values()), 9) > total:
+        name = next((name for name in sizes if name not in fractions), "decay")
+        rest = round(total - sum(size for other, size in sizes.items() if other != name), 9)
+        room = f"; {name} may be at most {rest}" if rest >= 0 else ""
+        what = " and ".join(f"{name} {size}" for name, size in sizes.items())
+        verb = "is" if len(sizes) == 1 else "add up to"
+        message = f"schedule.{name}: {what} {verb} more than {unit}{room}"
+        yield Problem(("schedule", name), message, (("train",), ("schedule",)))

@@ -1,0 +1,217 @@
+"""The schema for people (`--help`) and for editors (`schema.json`)."""
+
+import copy
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from .schema import raw_schema, tag_of
+
+Node = dict[str, Any]  # a part of a JSON schema
+
+WIDTH = 120
+TOKENS = r"^\d+(\.\d+)?\s*[kMBG]?(\s+tokens?)?$"
+LENGTH = r"^\d+(\.\d+)?\s*[kMBG]?\s+tokens?$"
+
+
+def resolve(node: Node) -> Node:
+    """The node, or the definition that it refers to."""
+    name = node.get("$ref", "").removeprefix("#/$defs/")
+    return raw_schema()["$defs"][name] if name else node
+
+
+def child(node: Node, part: str | int) -> Node | None:
+    """The node of one key or index below a node, or None when nothing may be there."""
+    node = resolve(node)
+    for branch in node.get("anyOf", ()):
+        if (found := child(branch, part)) is not None:
+            return found
+    if isinstance(part, int):
+        fixed = node.get("prefixItems", ())
+        found = fixed[part] if part < len(fixed) else node.get("items")
+    else:
+        found = node.get("properties", {}).get(part, node.get("additionalProperties"))
+    return {} if found is True else found or None
+
+
+def kind(node: Node) -> str:
+    """What a node takes, as it reads after `is not`: `an integer >= 1`, `auto, on or off`."""
+    node = resolve(node)
+    if "anyOf" in node:
+        branches = [b for b in node["anyOf"] if b.get("type") != "null"]
+        null = ["null"] if len(branches) < len(node["anyOf"]) else []
+        open_ended = [b for b in branches if not choices(b)]
+        names = [resolve(b).get("type") for b in open_ended]
+        if names == ["integer", "number", "string"]:
+            return "a length" if branches[0].get("minimum") == 0 else "a length > 0"
+        if names == ["integer", "string"]:
+            return _either(["a number of tokens", *null])
+        return _either([*map(kind, open_ended), *choices({"anyOf": branches}), *null])
+    if choices(node):
+        return _either(choices(node))
+    match node.get("type"):
+        case "array" if "prefixItems" in node:
+            return f"a list of {len(node['prefixItems'])} {_plural(kind(node['prefixItems'][0]))}"
+        case "array":
+            return f"a list of {_plural(kind(node['items']))}"
+        case "object":
+            return "a mapping that is not empty" if node.get("minProperties") else "a mapping"
+        case "string":
+            return "text (not empty)" if node.get("minLength") else "text"
+        case "integer" | "number":
+            return f"{'an' if node['type'] == 'integer' else 'a'} {node['type']}{_range(node)}"
+    return str(node.get("type", "anything"))
+
+
+def choices(node: Node) -> list[str]:
+    """The words that a node takes, when it takes only some."""
+    node = resolve(node)
+    if node.get("type") == "boolean":
+        return ["true", "false"]
+    words = [str(word) for word in node.get("enum", [node["const"]] if "const" in node else [])]
+    return words + [word for branch in node.get("anyOf", ()) for word in choices(branch)]
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _plural(words: str) -> str:
+    return re.sub(r"^(a|an) (\w+)", r"\2s", words)
+
+
+def _range(node: Node) -> str:
+    low, high = node.get("minimum"), node.get("maximum")
+    above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
+    first = f"[{low:g}" if low is not None else f"({above:g}" if above is not None else None
+    last = f"{high:g}]" if high is not None and high < 10**5 else f"{below:g})" if below and below < 10**5 else None
+    if first and last:
+        return f" in {first}, {last}"
+    if first:
+        return f" >= {low:g}" if low is not None else f" > {above:g}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of the schema; `<name>` in it stands for a name of the user's."""
+
+    group: str
+    key: str
+    kind: str
+    default: str
+    doc: str
+
+
+def fields() -> Iterator[Field]:
+    """Every key of the schema in order: those of a section first, then those of its named entries."""
+    for section, node in raw_schema()["properties"].items():
+        yield from _fields(node, section, f"{section}.", {})
+        for name, value in resolve(node)["properties"].items():
+            if "properties" in resolve(value.get("additionalProperties") or {}):
+                group = f"{section}.{name}.<name>"
+                yield from _fields(value["additionalProperties"], group, f"{group}.", {})
+
+
+def _fields(node: Node, group: str, prefix: str, defaults: dict[str, Any]) -> Iterator[Field]:
+    node = resolve(node)
+    for name, value in node["properties"].items():
+        key = prefix + name
+        given = defaults.get(name, value.get("default", {}))
+        inner = next((b for b in (value, *value.get("anyOf", ())) if "properties" in resolve(b)), None)
+        if inner is not None:
+            yield from _fields(inner, group, f"{key}.", given or {})
+            continue
+        plain = {k: v for k, v in value.items() if k != "description"}
+        text = "required" if name in node.get("required", ()) else _flow(given)
+        yield Field(group, key, re.sub("^(a|an) ", "", kind(plain)), text, value.get("description", ""))
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+NOTES = """\
+* part of a run's identity: a run goes on only with the same value.
+
+A length is 0.1 (a fraction of the run), 500 (steps) or '5M tokens' (k, M, B).
+Exactly one of train.steps, train.tokens and train.epochs is given; key=value takes the place of the file's.
+Short forms: loss: ce, loss.base: ce, loss.add: [z], data.tokenizer: byte.
+extends: other.yaml at the top of a file starts from another one. Mappings merge, except that a given value of
+data.sources, data.split.sources or data.mixture replaces the other file's."""
+
+
+def describe() -> str:
+    """Every key of a config with its type, default and meaning, by section, at most 120 columns wide."""
+    lines: list[str] = []
+    sections = raw_schema()["properties"]
+    for group, rows in groupby(fields(), lambda field: field.group):
+        title = sections[group]["description"] if group in sections else "One entry for each corpus, under any name."
+        lines += ["", f"{group}: {title}", *_table(group, list(rows))]
+    return "\n".join([*lines, "", NOTES]).strip()
+
+
+def _table(group: str, rows: list[Field]) -> list[str]:
+    """Rows in columns, the last one wrapped."""
+    star = {"identity": "*"}
+    table = [
+        (star.get(tag_of(row.key), " ") + row.key.removeprefix(f"{group}."), row.kind, row.default) for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for cells, row in zip(table, rows, strict=True):
+        head = " " + "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + "  "
+        doc = " ".join(row.doc.replace("`", "").split())
+        lines += textwrap.wrap(doc, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [head.rstrip()]
+    return lines
+
+
+def json_schema() -> Node:
+    """The JSON schema of a config file as it is written: short forms, `extends`, and parts of a config beside it."""
+    schema = copy.deepcopy(raw_schema())
+    definitions = schema["$defs"]
+    for node in (*definitions.values(), schema):
+        node.pop("title", None)
+        node.pop("required", None)
+        for value in node.get("properties", {}).values():
+            value.pop("title", None)
+            _patterns(value)
+    for name, value in schema["properties"].items():  # an empty section has its defaults
+        schema["properties"][name] = {"anyOf": [value, {"type": "null"}], "description": value.pop("description", "")}
+    options = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+    term = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": options}]}
+    loss = definitions["LossConfig"]["properties"]
+    loss["base"] = {"description": loss["base"]["description"], **term}
+    loss["add"]["items"] = term
+    schema["properties"]["loss"]["anyOf"].append({"type": "string"})
+    tokenizer = definitions["DataConfig"]["properties"]["tokenizer"]
+    tokenizer["anyOf"] = [{"$ref": tokenizer.pop("$ref")}, {"enum": ["byte", "char"]}]
+    extends = {"type": "string", "description": "Another config, relative to this one, that this one changes."}
+    named = {"additionalProperties": {"required": ["kind"]}}
+    sources = {"sources": named, "split": {"properties": {"sources": named}}}
+    whole = {
+        "required": ["run", "data"],
+        "properties": {"run": {"required": ["name"]}, "data": {"required": ["sources"], "properties": sources}},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Thimble run config",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"extends": extends, **schema["properties"]},
+        "anyOf": [{"required": ["extends"]}, whole],
+        "$defs": definitions,
+    }
+
+
+def _patterns(node: Node) -> None:
+    """Give the text form of lengths and token counts its pattern."""
+    names = [None if choices(b) else b.get("type") for b in node.get("anyOf", ())]
+    if "integer" in names and "string" in names:
+        node["anyOf"][names.index("string")]["pattern"] = LENGTH if "number" in names else TOKENS

@@ -1,0 +1,112 @@
+"""extends, overrides and what replaces what."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import load, to_tree
+from tests.configs.helpers import BASE, errors
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_chain_merges_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, a=BASE + "optim: {rates: {matrix: 0.5, head: 0.25}}\n")
+    write(tmp_path / "sub", b="extends: ../a.yaml\noptim: {rates: {matrix: 0.125}}\nmodel: {layers: 7}\n")
+    write(tmp_path / "sub", c="extends: b.yaml\nmodel: {dim: 64}\n")
+    config = load(tmp_path / "sub" / "c.yaml", ["optim.rates.vector=1", "--model.tie=false"])
+    assert (config.optim.rates.matrix, config.optim.rates.head, config.optim.rates.vector) == (0.125, 0.25, 1.0)
+    assert (config.model.layers, config.model.dim, config.model.tie) == (7, 64, False)
+
+
+def test_an_error_names_the_file_and_line_that_said_it(tmp_path: Path) -> None:
+    write(tmp_path, a=BASE + "model:\n  heads: 6\n")
+    found = errors(tmp_path / "b.yaml", "extends: a.yaml\nmodel: {dim: 128}\nx: 1\n")
+    assert found == [
+        "a.yaml:5: model.heads: 6 does not divide model.dim 128; nearest heads 4 or 8, nearest dim 120 or 132",
+        "b.yaml:3: unknown key 'x'; there are run, data, model, loss, optim, schedule, train, eval, save, track",
+    ]
+
+
+def test_cycles_and_missing_files(tmp_path: Path) -> None:
+    write(tmp_path, a="extends: b.yaml\n", b="extends: c.yaml\n")
+    assert errors(tmp_path / "c.yaml", "run: {}\nextends: a.yaml\n") == [
+        "b.yaml:1: extends: goes round in a circle: c.yaml -> a.yaml -> b.yaml -> c.yaml"
+    ]
+    assert errors(tmp_path / "c.yaml", "extends: c.yaml\n")[0].startswith("c.yaml:1: extends: goes round in a circle")
+    (found,) = errors(tmp_path / "c.yaml", "model: {dim: off}\nextends: tinny.yaml\n")
+    assert found.startswith("c.yaml:2: extends: tinny.yaml: no such file — did you mean 'configs/tiny.yaml'?")
+
+
+def test_a_broken_base_is_reported_alone(tmp_path: Path) -> None:
+    write(tmp_path, a="run: {name: x\n")
+    (found,) = errors(tmp_path / "b.yaml", "extends: a.yaml\n")
+    assert found.startswith("a.yaml:2: while parsing a flow mapping")
+
+
+def test_another_member_of_a_one_of_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        BASE.replace("data: {", "data: {tokenizer: {train: {vocab_size: 300, sample_bytes: 9}}, ")
+        + "loss: {base: {smooth: {eps: 0.2}}, add: [z], fused: off}\n"
+    )
+
+    def tree(*overrides: str) -> dict:
+        return to_tree(load(path, overrides))
+
+    assert tree("train.tokens=5M")["train"]["steps"] is None
+    assert tree("train.epochs=2", "train.steps=99")["train"]["epochs"] is None
+    assert tree("data.tokenizer.train.vocab_size=400")["data"]["tokenizer"]["train"] == {
+        "vocab_size": 400,
+        "sample_bytes": 9,
+    }
+    byte = {"train": None, "file": None, "level": "byte"}
+    assert tree("data.tokenizer.level=byte")["data"]["tokenizer"] == byte
+    assert tree("data.tokenizer=byte")["data"]["tokenizer"] == byte
+    assert tree("loss.base=ce")["loss"] == {"base": {"ce": {}}, "add": [{"z": {}}], "fused": "off"}
+    assert tree("loss.base.smooth.eps=0.3")["loss"]["base"] == {"smooth": {"eps": 0.3}}
+    assert tree("loss=ce")["loss"] == {"base": {"ce": {}}, "add": [], "fused": "off"}
+
+
+def test_two_members_in_one_layer_are_an_error(tmp_path: Path) -> None:
+    (found,) = errors(tmp_path / "a.yaml", BASE.replace("steps: 100", "steps: 100, epochs: 1"))
+    assert found == "a.yaml:3: train: takes exactly one of steps, tokens and epochs, not steps and epochs"
+
+
+def test_sources_and_mixture_are_replaced_whole_but_reached_into_by_dots(tmp_path: Path) -> None:
+    write(tmp_path, a=BASE)
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\ndata: {sources: {b: {kind: python, packages: [json]}}}\n")
+    assert list(load(tmp_path / "b.yaml").data.sources) == ["b"]
+    config = load(tmp_path / "b.yaml", ["data.sources.b.exclude=['*/x.py']", "data.mixture.b=2"])
+    assert config.data.sources["b"].packages == ("json",) and config.data.mixture == {"b": 2.0}
+    config = load(tmp_path / "b.yaml", ["data.sources={c: {kind: text, files: [x]}}"])
+    assert list(config.data.sources) == ["c"]
+    config = load(tmp_path / "b.yaml", ["data={sources: {c: {kind: text, files: [x]}}}"])
+    assert list(config.data.sources) == ["c"]
+
+
+@pytest.mark.parametrize("short", ["loss: ce", "loss: {base: ce}", "loss: {base: {ce: }}", "loss:", "loss: {add: []}"])
+def test_short_forms(tmp_path: Path, short: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(BASE + short + "\n")
+    assert to_tree(load(path))["loss"] == {"base": {"ce": {}}, "add": [], "fused": "auto"}
+
+
+def test_values_of_overrides_are_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(BASE)
+    given = [
+        "track.tags=[a, 'b c']",
+        "optim.rates={matrix: 3e-4}",
+        "run.name='7'",
+        "track.group=a=b",
+        "track.wandb=off",
+    ]
+    config = load(path, given)
+    assert config.track.tags == ("a", "b c") and config.track.group == "a=b" and config.track.wandb == "off"
+    assert config.optim.rates.matrix == 3e-4 and config.optim.rates.embed == 0.1 and config.run.name == "7"
+    assert load(path, ["model.kv_heads=2", "model.kv_heads="]).model.kv_heads is None
