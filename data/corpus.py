@@ -1,0 +1,234 @@
+"""From a data config to a prepared corpus: tokenizer, token store, row plan. Each is made once and then only opened.
+
+A preparation may be killed at any point: what it had committed is used by the next attempt, and the directory ends up
+with the same bytes. A prepared corpus never looks at its sources again; delete its directory to read them anew.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from durable import Damaged, atomic_write, file_lock, sha256
+
+from .build import build, check_problems, given, remove_leftovers, tasks_of
+from .config import DataConfig
+from .errors import DataError
+from .order import Order
+from .plan import Plan, RowPlan, make_plan, plan_id
+from .store import FORMAT, Store
+from .tokenizer import Tokenizer
+
+_NEEDS = {"python": "packages", "text": "files", "jsonl": "files", "hf": "path"}
+_BYTES_PER_TOKEN = 3.5  # of a trained tokenizer on code or English, for estimates only
+
+
+class Prepared:
+    """A committed corpus and its rows for one config and context. Opened, never changed."""
+
+    def __init__(self, store: Store, plan: Plan, config: DataConfig, context: int) -> None:
+        self.store = store
+        self.plan = plan
+        self.config = config
+        self.context = context
+        self.directory = store.directory
+        self.tokenizer_hash: str = store.manifest["tokenizer_sha256"]
+        """sha256 of tokenizer.json."""
+        self.source_names = tuple(store.manifest["names"])
+        """What `Batch.source` indexes."""
+
+    @property
+    def train(self) -> RowPlan:
+        """Rows to train on."""
+        return self.plan.train
+
+    @property
+    def val(self) -> RowPlan:
+        """Held-out rows."""
+        return self.plan.val
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        return self.store.tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides a batch's tokens, hexadecimal: token files, tokenizer and rows."""
+        content = [FORMAT, self.tokenizer_hash, [shard.sha256["bin"] for shard in self.store.shards], self.plan.digest]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def bytes_by_source(self, side: str) -> dict[str, int]:
+        """UTF-8 bytes of the `train` or `val` texts, for each source that has any."""
+        return dict(self.plan.facts["bytes"][side])
+
+    def val_documents(self) -> Iterator[bytes]:
+        """The held-out texts in store order, UTF-8."""
+        spans, pieces = self.plan.val_spans, self.tokenizer.pieces
+        table = np.array([*pieces, None], object)[:-1]  # the None keeps numpy from making one array of bytes
+        for shard, start, length in zip(spans.shard.tolist(), spans.start.tolist(), spans.length.tolist(), strict=True):
+            yield b"".join(table[self.store.tokens(shard)[start + 1 : start + length]])
+
+    def summary(self) -> list[str]:
+        """Facts worth printing, one a line."""
+        shards, facts = self.store.shards, self.plan.facts
+        documents, nbytes, tokens = (sum(getattr(s, name) for s in shards) for name in ("documents", "bytes", "tokens"))
+        dropped: Counter[str] = Counter(unparsable=self.store.manifest["problems"].get("unparsable", 0))
+        for reasons in facts["dropped"].values():
+            dropped.update(reasons)
+        kinds = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count) or "none"
+        lines = [
+            f"corpus      {self.directory} (read once; delete it to read the sources again)",
+            f"read        {documents:,} documents, {nbytes:,} bytes, {tokens:,} tokens, "
+            f"{nbytes / max(tokens, 1):.2f} bytes/token, vocabulary {self.store.manifest['vocab_size']:,}",
+            f"dropped     {kinds}",
+        ]
+        for side, plan in (("train", self.train), ("val", self.val)):
+            lines.append(
+                f"{side:<11} {sum(facts['documents'][side].values()):,} documents, {plan.targets:,} targets, "
+                f"{plan.rows:,} rows of {self.context}, {plan.padding:.2%} padding"
+            )
+            if len(self.source_names) > 1:
+                lines += [f"  {name:<9} {rows:,} rows" for name, rows in plan.rows_by_source.items() if rows]
+        return lines
+
+
+def prepare(config: DataConfig, context: int, *, progress: bool = True) -> Prepared:
+    """Make what is missing of the corpus and its rows, and open it. Rows hold `context` inputs.
+
+    Other processes that prepare the same corpus wait. Raises DataError for bad input and Damaged for damaged files;
+    every byte is verified.
+    """
+    directory = _checked_directory(config, context)
+    found = _open(directory, config, context)
+    if found is None:
+        try:
+            (directory / "shards").mkdir(parents=True, exist_ok=True)
+            (directory / "plans").mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"data.dir: cannot make {directory}: {error.strerror}") from None
+        with file_lock(directory.parent / f".{directory.name}.lock", wait=True):
+            remove_leftovers(directory)
+            store = Store.open(directory) or build(config, directory, progress)
+            store.verify()
+            plan = _plan(store, config, context)
+            path = _plan_path(store, config, context)
+            if not path.is_file() or path.read_bytes() != plan.to_bytes():
+                atomic_write(path, plan.to_bytes())
+        found = Prepared(store, plan, config, context)
+    else:
+        found.store.verify()
+    return found
+
+
+def lookup(config: DataConfig, context: int) -> Prepared | None:
+    """The corpus if it has been prepared, else None. Writes nothing; of the files, only the sizes are verified."""
+    directory = _checked_directory(config, context)
+    found = _open(directory, config, context)
+    if found is None:
+        store = Store.open(directory)
+        if store is None:
+            return None
+        found = Prepared(store, _plan(store, config, context), config, context)
+    found.store.verify(content=False)
+    return found
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a corpus would hold. None: it cannot be known without reading it."""
+
+    documents: int | None
+    bytes: int | None
+    tokens: int | None
+
+
+def estimate(config: DataConfig) -> Estimate:
+    """A guess from file sizes alone, before anything is prepared: reads no document and writes nothing."""
+    _check(config)
+    tasks = tasks_of(config)
+    if any(task.config.streaming for task in tasks):
+        return Estimate(None, None, None)
+    countable = all(task.config.kind in ("python", "text") for task in tasks)
+    nbytes = sum(task.size for task in tasks)
+    tokens = nbytes if config.tokenizer.level else int(nbytes / _BYTES_PER_TOKEN)
+    return Estimate(sum(len(task.parts) for task in tasks) if countable else None, nbytes, tokens)
+
+
+def corpus_directory(config: DataConfig) -> Path:
+    """Where the corpus of a config lives: named by the sources and the tokenizer, which decide its tokens."""
+    tokenizer: dict[str, Any] = given(config.tokenizer)
+    if config.tokenizer.file is not None:
+        path = Path(config.tokenizer.file)
+        if not path.is_file():
+            raise DataError(f"data.tokenizer.file: no file {path}")
+        tokenizer["file"] = sha256(path)
+    key = {
+        "format": FORMAT,
+        "sources": [[name, given(source)] for name, source in config.sources.items()],
+        "val": [[name, given(source)] for name, source in config.split.sources.items()],
+        "tokenizer": tokenizer,
+    }
+    return Path(config.dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _checked_directory(config: DataConfig, context: int) -> Path:
+    _check(config)
+    if context < 1:
+        raise DataError(f"context is {context}; rows need at least 1 token")
+    return corpus_directory(config)
+
+
+def _check(config: DataConfig) -> None:
+    """Raise DataError for what the types of a config cannot rule out."""
+    if not config.sources:
+        raise DataError("data.sources is empty: name at least one source")
+    for where, sources in (("data.sources", config.sources), ("data.split.sources", config.split.sources)):
+        for name, source in sources.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise DataError(f"{where}: the name {name!r} may hold letters, digits, - and _ only")
+            if source.kind not in _NEEDS:
+                raise DataError(f"{where}.{name}.kind is {source.kind!r}; it may be {', '.join(_NEEDS)}")
+            if not getattr(source, _NEEDS[source.kind]):
+                raise DataError(f"{where}.{name}: kind {source.kind} needs {_NEEDS[source.kind]}")
+    chosen = [name for name in ("train", "file", "level") if getattr(config.tokenizer, name) is not None]
+    if len(chosen) != 1:
+        raise DataError(f"data.tokenizer needs exactly one of train, file, level; given: {', '.join(chosen) or 'none'}")
+    unknown = set(config.mixture) ^ set(config.sources) if config.mixture else set()
+    if unknown:
+        raise DataError(f"data.mixture must name every source once or be empty; look at {', '.join(sorted(unknown))}")
+
+
+def _open(directory: Path, config: DataConfig, context: int) -> Prepared | None:
+    """The corpus when both store and plan are there."""
+    store = Store.open(directory)
+    if store is None:
+        return None
+    check_problems(config, Counter(store.manifest["problems"]), store.shards, directory)
+    try:
+        plan = Plan.read(_plan_path(store, config, context))
+    except (Damaged, KeyError, ValueError, TypeError):  # missing or unreadable: it is made again
+        return None
+    _check_mixture(plan, config)
+    return Prepared(store, plan, config, context)
+
+
+def _plan_path(store: Store, config: DataConfig, context: int) -> Path:
+    return store.directory / "plans" / f"{plan_id(store.manifest, config.split, config.pack, context)}.npz"
+
+
+def _plan(store: Store, config: DataConfig, context: int) -> Plan:
+    plan = make_plan(store, store.manifest["names"], config.split, config.pack, context)
+    _check_mixture(plan, config)
+    return plan
+
+
+def _check_mixture(plan: Plan, config: DataConfig) -> None:
+    Order(plan.train.rows_by_source, config.mixture, 0)

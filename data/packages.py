@@ -1,0 +1,62 @@
+"""The Python source of installed packages, found without importing them."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from .config import SourceConfig
+from .errors import DataError
+
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"})
+"""Folders that a `python` source never enters: tests, and (inside the standard library) other packages."""
+
+
+def package_paths(package: str) -> list[Path]:
+    """Folders, or the one file, that hold a package's source; found without importing it.
+
+    Raises DataError, saying how to install it, when it is missing or has no Python source.
+    """
+    if package == "stdlib":
+        return [Path(sysconfig.get_path("stdlib"))]
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise DataError(f"package {package!r} is not installed: pip install {top}, or take it out of packages")
+    if spec.submodule_search_locations is None:
+        paths = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") and not inner else []
+    else:
+        roots = [Path(root).joinpath(*inner) for root in spec.submodule_search_locations]
+        paths = [root for root in roots if root.is_dir()]
+        paths += [file for root in roots if inner and (file := root.with_suffix(".py")).is_file()]
+    if not paths:
+        raise DataError(f"package {package!r} has no Python source files")
+    return paths
+
+
+def python_files(root: Path) -> Iterator[Path]:
+    """Every `.py` file below a folder, tests left out."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
+        yield from (Path(folder, file) for file in sorted(files) if file.endswith(".py"))
+
+
+def versions(config: SourceConfig) -> dict[str, str]:
+    """Versions of the packages that a `python` source reads; empty for other kinds."""
+    if config.kind != "python":
+        return {}
+    distributions = importlib.metadata.packages_distributions()
+    found = {}
+    for package in config.packages:
+        if package == "stdlib":
+            found[package] = platform.python_version()
+        else:
+            names = distributions.get(package.split(".")[0], [])
+            found[package] = importlib.metadata.version(names[0]) if names else "unknown"
+    return found

@@ -1,0 +1,227 @@
+"""Tokens on disk: content-named shards, and the manifest that binds them.
+
+    <dir>/<hash12>/manifest.json     written last: without it there is no corpus
+                   tokenizer.json
+                   shards/<name>.bin   little-endian u16 or u32: E t1 .. tn E t1 .. tm E
+                   shards/<name>.npz   one array for each column, see COLUMNS; unknown ones are ignored
+                   shards/<name>.json  counts and sha256, written last: the commit record of the shard
+                   plans/<id>.npz      rows for one split, packing and context; made again when missing or damaged
+
+E ends a document, and one stands at each end of a shard, so that a document of n tokens has n + 1 pairs
+(input, target): inputs bin[s : s + n + 1], targets bin[s + 1 : s + n + 2]. Boundaries are offsets, never found by
+looking for E. Nothing is pickled, and no file holds a time or a path of the machine.
+"""
+
+import functools
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from durable import Damaged, atomic_write, sha256
+
+from .tokenizer import FILE, Tokenizer
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+COLUMNS = {
+    "offsets": "i8 (documents + 1): position of the E before each document, then of the last E",
+    "hash": "u8 (documents, 2): blake2b-128 of the text",
+    "nbytes": "i8 (documents): UTF-8 bytes of the text",
+    "flags": "u2 (documents): see UNDECODABLE and BLANK",
+    "id": "u1: the documents' ids, UTF-8, one after another",
+    "id_offsets": "i8 (documents + 1): where each id starts",
+}
+UNDECODABLE = 1
+"""Flag: the input was not Unicode; U+FFFD stands where it was not."""
+BLANK = 2
+"""Flag: nothing but white space."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest little-endian type that holds every id below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as the bytes of an npz: the same arrays, the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def from_file(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an npz. Raises Damaged when it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The commit record of one shard."""
+
+    name: str
+    source: str
+    side: str
+    documents: int
+    tokens: int
+    """Without the E's."""
+    bytes: int
+    """UTF-8 bytes of its texts."""
+    dtype: str
+    sizes: dict[str, int]
+    """Bytes of the .bin and the .npz."""
+    sha256: dict[str, str]
+
+    def check(self, folder: Path, *, content: bool) -> None:
+        """Raise Damaged, naming the file, unless both files have their size and, with `content`, their hash."""
+        for suffix, size in self.sizes.items():
+            path = folder / f"{self.name}.{suffix}"
+            if not path.is_file():
+                raise Damaged(f"{path}: missing")
+            if path.stat().st_size != size:
+                raise Damaged(f"{path}: {path.stat().st_size} bytes, not {size}")
+            if content and sha256(path) != self.sha256[suffix]:
+                raise Damaged(f"{path}: sha256 differs")
+
+
+def write_shard(
+    folder: Path, name: str, tokens: np.ndarray, columns: Mapping[str, np.ndarray], source: str, side: str
+) -> Shard:
+    """Write the two files of a shard and, last, its record. `tokens` has the shard's dtype and every E."""
+    offsets = columns["offsets"]
+    assert int(offsets[-1]) == len(tokens) - 1 and tokens.dtype.itemsize in (2, 4)
+    sizes, hashes = {}, {}
+    for suffix, content in (("bin", tokens.tobytes()), ("npz", to_bytes(columns))):
+        path = folder / f"{name}.{suffix}"
+        atomic_write(path, content)
+        sizes[suffix], hashes[suffix] = len(content), sha256(path)
+    documents = len(offsets) - 1
+    shard = Shard(
+        name=name,
+        source=source,
+        side=side,
+        documents=documents,
+        tokens=len(tokens) - documents - 1,
+        bytes=int(columns["nbytes"].sum()),
+        dtype=tokens.dtype.str,
+        sizes=sizes,
+        sha256=hashes,
+    )
+    atomic_write(folder / f"{name}.json", json.dumps(asdict(shard), indent=1))
+    return shard
+
+
+def find_shard(folder: Path, name: str) -> Shard | None:
+    """The record of a shard that is there and intact, else None."""
+    try:
+        shard = Shard(**json.loads((folder / f"{name}.json").read_text()))
+        shard.check(folder, content=True)
+    except (OSError, ValueError, TypeError, Damaged):
+        return None
+    return shard
+
+
+class Store:
+    """A committed corpus, read only. Shards are mapped, not loaded."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.shards = [Shard(**record) for record in manifest["shards"]]
+        self.end_id: int = manifest["end_id"]
+        self._maps: list[np.ndarray | None] = [None] * len(self.shards)
+
+    @classmethod
+    def open(cls, directory: Path) -> "Store | None":
+        """The corpus in a directory; None when it has not been committed. Raises Damaged when it cannot be read."""
+        path = directory / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+            if manifest["format"] != FORMAT:
+                raise Damaged(f"{path}: format {manifest['format']}, this program reads {FORMAT}; delete {directory}")
+            return cls(directory, manifest)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"{path}: cannot be read ({type(error).__name__}); delete {directory}") from None
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards are."""
+        return self.directory / "shards"
+
+    def verify(self, *, content: bool = True) -> None:
+        """Raise Damaged, naming the file, if a shard or the tokenizer is not what the manifest says.
+
+        `content=False` looks at sizes only.
+        """
+        try:
+            self._verify(content)
+        except Damaged as error:
+            raise Damaged(f"{error}; delete {self.directory} to prepare it again") from None
+
+    def _verify(self, content: bool) -> None:
+        path = self.directory / FILE
+        if not path.is_file():
+            raise Damaged(f"{path}: missing")
+        have, want = sha256(path), self.manifest["tokenizer_sha256"]
+        if have != want:
+            raise Damaged(f"{path}: sha256 {have[:12]} does not match the store, which was made with {want[:12]}")
+        with ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
+            list(threads.map(lambda shard: shard.check(self.folder, content=content), self.shards))
+
+    def tokens(self, shard: int) -> np.ndarray:
+        """The ids of one shard: a plain array over the mapped file, which slices faster than a memmap."""
+        found = self._maps[shard]
+        if found is None:
+            record = self.shards[shard]
+            path = self.folder / f"{record.name}.bin"
+            try:
+                found = np.asarray(np.memmap(path, np.dtype(record.dtype), "r"))
+            except (OSError, ValueError) as error:
+                raise Damaged(f"{path}: cannot be mapped ({error})") from None
+            self._maps[shard] = found
+        return found
+
+    def column(self, name: str) -> list[np.ndarray]:
+        """One column of every shard. Raises Damaged when a shard lacks it."""
+        missing = [
+            record.name for record, columns in zip(self.shards, self._columns, strict=True) if name not in columns
+        ]
+        if missing:
+            raise Damaged(f"{self.folder / missing[0]}.npz: no column {name!r}")
+        return [columns[name] for columns in self._columns]
+
+    @functools.cached_property
+    def _columns(self) -> list[dict[str, np.ndarray]]:
+        return [from_file(self.folder / f"{record.name}.npz") for record in self.shards]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        return Tokenizer((self.directory / FILE).read_bytes().decode(), str(self.directory / FILE))
+
+
+def ids_of(columns: Mapping[str, np.ndarray]) -> list[str]:
+    """The documents' ids of one shard's columns."""
+    blob, offsets = columns["id"].tobytes(), columns["id_offsets"].tolist()
+    return [blob[start:stop].decode() for start, stop in zip(offsets, offsets[1:], strict=False)]
+
+
+def pack_ids(ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns `id` and `id_offsets`."""
+    encoded = [identity.encode(errors="backslashreplace") for identity in ids]
+    return {
+        "id": np.frombuffer(b"".join(encoded), np.uint8),
+        "id_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+    }

@@ -1,0 +1,445 @@
+"""Preparing a corpus: once, atomically, the same bytes each time, and a clear word for bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import durable
+from data import build, sources
+from data import store as store_module
+from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data.corpus import corpus_directory, estimate, lookup, prepare
+from data.errors import DataError
+from data.store import Store, find_shard, from_file, ids_of, to_bytes
+from data.tokenizer import byte_tokenizer, load_tokenizer
+
+from .helpers import BYTE, bpe, content, corpora, random_texts, text_config, text_source, write_files
+
+SPLIT = SplitConfig(val=0.2)
+TAIL = SplitConfig(val=0.2, by="tail")
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tasks and shards from little text."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 4000)
+    monkeypatch.setattr(build, "SHARD_BYTES", 1500)
+
+
+def make(config: DataConfig, context: int = 32) -> Any:
+    return prepare(config, context, progress=False)
+
+
+def test_a_store_holds_the_texts(tmp_path: Path, small_tasks: None) -> None:
+    texts = random_texts(50)
+    prepared = make(text_config(tmp_path, texts, split=SPLIT, tokenizer=bpe()))
+    store, tokenizer = prepared.store, prepared.tokenizer
+    assert len(store.shards) > 3
+    found = {}
+    for number, record in enumerate(store.shards):
+        columns = from_file(store.folder / f"{record.name}.npz")
+        tokens, offsets = store.tokens(number), columns["offsets"]
+        assert set(columns) == set(store_module.COLUMNS)
+        assert (tokens[offsets] == tokenizer.end_id).all() and (tokens == tokenizer.end_id).sum() == len(offsets)
+        assert tokens.dtype == np.dtype("<u2") and len(tokens) == offsets[-1] + 1 == record.tokens + len(offsets)
+        for i, identity in enumerate(ids_of(columns)):
+            text = tokenizer.decode_bytes(tokens[offsets[i] + 1 : offsets[i + 1]].tolist())
+            assert len(text) == columns["nbytes"][i]
+            found[identity] = text.decode()
+    assert found == texts
+    assert load_tokenizer(prepared.directory).sha256 == prepared.tokenizer_hash
+
+
+def test_wide_ids(tmp_path: Path) -> None:
+    points = [c for c in range(0x4E00, 0x4E00 + 70_000) if not 0xD800 <= c < 0xE000]
+    texts = {"a.txt": "".join(map(chr, points)), "b.txt": "tail" + chr(points[-1])}
+    prepared = make(text_config(tmp_path, texts, tokenizer=TokenizerConfig(level="char"), split=TAIL))
+    assert {shard.dtype for shard in prepared.store.shards} == {"<u4"}
+    assert prepared.tokenizer.vocab_size > 1 << 16
+    assert [texts["a.txt"].endswith(text.decode()) for text in prepared.val_documents()][0]
+
+
+def test_preparing_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = text_config(tmp_path, split=SPLIT, tokenizer=bpe())
+    first = make(config)
+    before = content(tmp_path / "out")
+    monkeypatch.setattr("data.build.list_tasks", None)  # sources are not looked at again
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    again = make(config)
+    found = lookup(config, 32)
+    assert content(tmp_path / "out") == before
+    assert found and first.fingerprint == again.fingerprint == found.fingerprint
+    assert found.summary() == first.summary()
+
+
+def test_split_packing_and_context_share_a_store(tmp_path: Path) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    first = make(config)
+    bins = content(first.directory / "shards")
+    others = [
+        make(config, 16),
+        make(replace(config, pack=PackConfig(mode="concat"))),
+        make(replace(config, split=SplitConfig(val=0.3))),
+        make(replace(config, split=SplitConfig(val=0.2, by="tail"))),
+    ]
+    assert {p.directory for p in others} == {first.directory} and content(first.directory / "shards") == bins
+    assert len({p.fingerprint for p in [first, *others]}) == 5
+    assert make(replace(config, pack=PackConfig(document_mask=False))).fingerprint == first.fingerprint
+    assert make(replace(config, tokenizer=bpe())).directory != first.directory
+
+
+def test_a_damaged_plan_is_made_again(tmp_path: Path) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    first = make(config)
+    (plan,) = (first.directory / "plans").iterdir()
+    raw = plan.read_bytes()
+    for broken in (b"", raw[: len(raw) // 2], bytes(b ^ (i == len(raw) // 2) for i, b in enumerate(raw))):
+        plan.write_bytes(broken)
+        found = lookup(config, 32)
+        assert found and found.fingerprint == first.fingerprint and plan.read_bytes() == broken
+        assert make(config).fingerprint == first.fingerprint and plan.read_bytes() == raw
+
+
+def test_lookup_and_estimate_write_nothing(tmp_path: Path) -> None:
+    config = text_config(tmp_path, {"a.txt": "x" * 700, "b.txt": ""}, split=SPLIT, tokenizer=bpe())
+    assert lookup(config, 32) is None
+    guess = estimate(config)
+    assert (guess.documents, guess.bytes, guess.tokens) == (2, 700, 200)
+    assert not (tmp_path / "out").exists()
+    stream = SourceConfig(kind="hf", path="json", data_files=("x",), streaming=True)
+    assert guess != replace(guess, bytes=None) and stream.streaming
+
+
+@pytest.mark.parametrize("suffix", ["bin", "npz"])
+def test_a_flipped_byte_is_found(tmp_path: Path, suffix: str, small_tasks: None) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    prepared = make(config)
+    shard = sorted((prepared.directory / "shards").glob(f"*.{suffix}"))[1]
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(durable.Damaged, match=f"{shard.name}: sha256 differs; delete") as caught:
+        make(config)
+    assert "\n" not in str(caught.value)
+    shard.write_bytes(raw[:-1])
+    with pytest.raises(durable.Damaged, match=f"{shard.name}: {len(raw) - 1} bytes, not {len(raw)}"):
+        lookup(config, 32)
+    shard.unlink()
+    with pytest.raises(durable.Damaged, match=f"{shard.name}: missing"):
+        make(config)
+
+
+def test_a_tokenizer_that_does_not_match(tmp_path: Path) -> None:
+    config = text_config(tmp_path, split=SPLIT, tokenizer=bpe())
+    prepared = make(config)
+    byte_tokenizer().save(prepared.directory)
+    with pytest.raises(durable.Damaged, match=f"does not match the store, .* {prepared.tokenizer_hash[:12]}"):
+        make(config)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 1}'])
+def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    (make(config).directory / "manifest.json").write_text(text)
+    with pytest.raises(durable.Damaged, match="manifest.json"):
+        make(config)
+
+
+def test_an_object_array_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.array([{}], object))
+    with pytest.raises(durable.Damaged, match="cannot be read"):
+        from_file(tmp_path / "x.npz")
+    assert to_bytes({"a": np.arange(3)}) == to_bytes({"a": np.arange(3)})
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_attempt_that_stops_at_any_write_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tasks: None
+) -> None:
+    config = text_config(tmp_path, random_texts(80), split=SPLIT)
+    want_at = make(replace(config, dir=str(tmp_path / "want"))).directory
+    want = content(want_at)
+    real, budget, writes = durable.atomic_write, [0], [0]
+
+    def write(path: Path, data: str | bytes) -> None:
+        if budget[0] == 0:
+            path.with_name(f".{path.name}.1.tmp").write_bytes(b"cut off")
+            raise Stop
+        budget[0] -= 1
+        writes[0] += path.suffix == ".bin"
+        real(path, data)
+
+    for module in ("build", "corpus", "store", "tokenizer"):
+        monkeypatch.setattr(f"data.{module}.atomic_write", write)
+    stops = 0
+    while True:
+        budget[0] = (4, 6, 8)[stops % 3]
+        try:
+            make(config)
+            break
+        except Stop:
+            stops += 1
+    assert stops > 5 and content(corpora(tmp_path / "out")[0]) == want
+    assert writes[0] <= sum(name.endswith(".bin") for name in want) + stops  # finished shards were not made again
+
+
+def test_changed_sources_leave_no_stale_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tasks: None
+) -> None:
+    config = text_config(tmp_path, split=SPLIT, tokenizer=TokenizerConfig(level="char"))
+    with monkeypatch.context() as patch:
+        patch.setattr("data.build._remove_other_shards", lambda *_: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            make(config)
+    write_files(tmp_path / "a", {"f003.txt": "entirely other: ☃"})
+    prepared = make(config)
+    assert "☃" in {piece.decode() for piece in prepared.tokenizer.pieces}
+    names = {path.stem for path in (prepared.directory / "shards").iterdir()}
+    assert names == {shard.name for shard in prepared.store.shards}
+
+
+def test_a_shard_without_a_sound_record_is_none(tmp_path: Path, small_tasks: None) -> None:
+    prepared = make(text_config(tmp_path, split=SPLIT))
+    folder, name = prepared.store.folder, prepared.store.shards[0].name
+    assert find_shard(folder, name) == prepared.store.shards[0]
+    (folder / f"{name}.bin").write_bytes(b"")
+    assert find_shard(folder, name) is None
+    (folder / f"{name}.json").write_text("{")
+    assert find_shard(folder, name) is None and find_shard(folder, "none") is None
+
+
+SCRIPT = """
+import sys, pickle
+from data import build, encode, sources
+from data.corpus import prepare
+sources.TASK_BYTES, build.SHARD_BYTES = 4000, 1500
+encode.POOL_BYTES = int(sys.argv[2])
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as file:
+        prepare(pickle.load(file), 32, progress=False)
+"""
+
+
+def preparing(tmp_path: Path, config: DataConfig, pool_bytes: int = 1 << 40, **env: str) -> subprocess.Popen[bytes]:
+    import pickle
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "config.pkl").write_bytes(pickle.dumps(config))
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "config.pkl"), str(pool_bytes)]
+    path = str(Path(durable.__file__).parent)
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **env})
+
+
+def survives_kills(tmp_path: Path, config: DataConfig, kills: int, seed: int) -> None:
+    """Kill `kills` attempts at random points, finish, and compare with an undisturbed preparation."""
+    undisturbed = replace(config, dir=str(tmp_path / "want"))
+    start = time.monotonic()
+    assert preparing(tmp_path, undisturbed).wait() == 0
+    duration = time.monotonic() - start
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = preparing(tmp_path, config)
+        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert preparing(tmp_path, config).wait() == 0
+    assert content(corpora(tmp_path / "out")[0]) == content(corpora(tmp_path / "want")[0])
+
+
+def test_killed_preparations(tmp_path: Path) -> None:
+    survives_kills(tmp_path, text_config(tmp_path, random_texts(120), split=SPLIT, tokenizer=bpe()), 3, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(4))
+def test_many_killed_preparations(tmp_path: Path, seed: int) -> None:
+    config = text_config(tmp_path, random_texts(300, seed), split=SPLIT, tokenizer=bpe())
+    survives_kills(tmp_path, config, 8, seed)
+
+
+def test_workers_hash_seeds_and_file_order_do_not_matter(tmp_path: Path) -> None:
+    texts = random_texts(60)
+    found = []
+    for name, env, reverse, pool in (("1", "0", False, 1 << 40), ("2", "1", True, 0)):
+        made = dict(sorted(texts.items(), reverse=reverse))
+        config = text_config(tmp_path / name, made, split=SPLIT, tokenizer=bpe())
+        process = preparing(tmp_path / name, config, pool, PYTHONHASHSEED=env)
+        assert process.wait() == 0
+        found.append(content(corpora(tmp_path / name / "out")[0]))
+    want, got = ({k: v for k, v in files.items() if k.startswith(("shards", "tokenizer"))} for files in found)
+    assert want == got and len(want) > 10
+    manifests = [json.loads(files["manifest.json"]) for files in found]
+    for manifest in manifests:
+        del manifest["sources"]  # it names the folder
+    assert manifests[0] == manifests[1]
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    config = text_config(tmp_path, random_texts(80), split=SPLIT, tokenizer=bpe())
+    processes = [preparing(tmp_path, config) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    prepared = lookup(config, 32)
+    assert prepared is not None
+    prepared.store.verify()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    config = text_config(tmp_path, random_texts(150, longest=200), split=SPLIT)
+    process = preparing(tmp_path, config, 0)
+    deadline = time.monotonic() + 20
+    children: set[int] = set()
+    while not children and process.poll() is None and time.monotonic() < deadline:
+        children = set(_children(process.pid))
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert children
+    while time.monotonic() < deadline and any(_alive(pid) for pid in children):
+        time.sleep(0.05)
+    assert not [pid for pid in children if _alive(pid)]
+
+
+def _children(pid: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = stat.read_text().rsplit(")", 1)
+        except OSError:
+            continue
+        if int(fields.split()[1]) == pid:
+            yield int(name.split()[0])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_opening_imports_little(tmp_path: Path) -> None:
+    import pickle
+
+    config = text_config(tmp_path, split=SPLIT, tokenizer=bpe())
+    make(config)
+    (tmp_path / "config.pkl").write_bytes(pickle.dumps(config))
+    heavy = ("torch", "datasets", "tiktoken", "tokenizers", "tqdm", "transformers")
+    code = (
+        "import sys, pickle; import data; from data import prepare, DataConfig, SourceConfig\n"
+        f"p = prepare(pickle.load(open({str(tmp_path / 'config.pkl')!r}, 'rb')), 32); p.summary(); p.fingerprint\n"
+        "p.tokenizer.decode([1]); sum(map(len, p.val_documents()))\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# Bad input: one line, what is wrong, what would work
+
+
+def refused(config: DataConfig, message: str, context: int = 32) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        make(config, context)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    good = text_config(tmp_path, split=SPLIT)
+    text = good.sources["a"]
+    refused(replace(good, sources={}), "name at least one source")
+    refused(replace(good, sources={"a/b": text}), "the name 'a/b' may hold letters")
+    refused(replace(good, sources={"a": SourceConfig(kind="text")}), "data.sources.a: kind text needs files")
+    refused(replace(good, sources={"a": SourceConfig(kind="hf")}), "kind hf needs path")
+    refused(replace(good, sources={"a": SourceConfig(kind="python")}), "kind python needs packages")
+    refused(replace(good, sources={"a": SourceConfig(kind="parquet")}), "may be python, text, jsonl, hf")  # type: ignore[arg-type]
+    refused(replace(good, sources={"a": replace(text, files=("gone/*",))}), "source 'a': no file matches 'gone/\\*'")
+    refused(replace(good, split=SplitConfig(sources={"v": SourceConfig(kind="jsonl")})), "data.split.sources.v: kind")
+    missing = SourceConfig(kind="python", packages=("nosuchpackage",))
+    refused(replace(good, sources={"a": missing}), "pip install nosuchpackage")
+    refused(good, "context is 0", context=0)
+    refused(replace(good, mixture={"b": 1.0}), "must name every source once or be empty; look at a, b")
+    refused(replace(good, mixture={"a": 1.0, "b": 1.0}), "look at b")
+    assert corpora(tmp_path / "out") == [] or not lookup(good, 32)
+
+
+def test_bad_tokenizers(tmp_path: Path) -> None:
+    good = text_config(tmp_path, split=SPLIT)
+    refused(replace(good, tokenizer=TokenizerConfig()), "exactly one of train, file, level; given: none")
+    refused(replace(good, tokenizer=replace(bpe(), level="byte")), "given: train, level")
+    refused(replace(good, tokenizer=TokenizerConfig(file=str(tmp_path / "t.json"))), "no file .*t.json")
+    (tmp_path / "t.json").write_text("{}")
+    refused(replace(good, tokenizer=TokenizerConfig(file=str(tmp_path / "t.json"))), "t.json: not a tokenizer.json")
+
+
+def test_a_tokenizer_file_is_named_by_its_content(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    good = text_config(tmp_path, split=SPLIT, tokenizer=TokenizerConfig(file=str(tmp_path / "tokenizer.json")))
+    prepared = make(good)
+    assert prepared.tokenizer_hash == byte_tokenizer().sha256
+    (tmp_path / "moved").mkdir()
+    byte_tokenizer().save(tmp_path / "moved")
+    moved = replace(good, tokenizer=TokenizerConfig(file=str(tmp_path / "moved" / "tokenizer.json")))
+    assert corpus_directory(moved) == prepared.directory
+
+
+def test_a_corpus_without_text(tmp_path: Path) -> None:
+    refused(text_config(tmp_path / "1", {"a.txt": ""}, split=SPLIT), "no text in a")
+    refused(text_config(tmp_path / "2", {"a.txt": "\n"}, split=SPLIT), "no document is left")
+
+
+def test_too_many_unreadable_documents(tmp_path: Path) -> None:
+    texts: dict[str, str | bytes] = {**random_texts(18)}
+    config = text_config(tmp_path, texts | {"x1.txt": b"\xff", "x2.txt": b"\xfe"}, split=SPLIT)
+    refused(config, r"2 of 20 documents are unreadable, the first: x1.txt: not UTF-8 at byte 0; .* above 0.1 ")
+    prepared = make(replace(config, max_bad_fraction=0.1))
+    assert prepared.plan.facts["dropped"] == {"a": {"undecodable": 2}}
+    refused(config, f"mend them and delete {prepared.directory}")
+    lines = "\n".join([json.dumps({"text": f"good {i}"}) for i in range(8)] + ["broken", '{"text": 1}'])
+    write_files(tmp_path, {"l.jsonl": lines})
+    jsonl = {"j": SourceConfig(kind="jsonl", files=(str(tmp_path / "l.jsonl"),))}
+    config = replace(config, sources=jsonl)
+    refused(config, "2 of 10 documents are unreadable, the first: l.jsonl@.*: not JSON")
+    prepared = make(replace(config, max_bad_fraction=0.5, split=SplitConfig(val=0.5)))
+    assert any("2 unparsable" in line for line in prepared.summary())
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    (tmp_path / "file").write_text("")
+    refused(replace(config, dir=str(tmp_path / "file")), "data.dir: cannot make .*: Not a directory")
+    refused(replace(config, dir=str(tmp_path / "file" / "deeper")), "data.dir: cannot make .*: Not a directory")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_full_disk_is_seen_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = text_config(tmp_path, {"a.txt": "x" * (3 << 20), "b.txt": "y"}, split=SPLIT)
+
+    class Usage:
+        free = 4 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    refused(config, "needs about 6 MiB and has 4 MiB free")
+    assert Store.open(corpora(tmp_path / "out")[0]) is None
+
+
+def test_versions_are_recorded(tmp_path: Path) -> None:
+    source = SourceConfig(kind="python", packages=("stdlib", "tqdm"), exclude=("[!tj]*/*", "[!tj]*"))
+    write_files(tmp_path / "v", {"v.txt": "held out"})
+    split = SplitConfig(sources={"v": text_source(tmp_path / "v")})
+    prepared = make(DataConfig({"py": source}, dir=str(tmp_path), tokenizer=BYTE, split=split))
+    assert set(prepared.store.manifest["packages"]) == {"stdlib", "tqdm"}
+    assert prepared.store.manifest["python"] == prepared.store.manifest["packages"]["stdlib"]
