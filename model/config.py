@@ -30,3 +30,31 @@ class ModelConfig:
     """Base of the rotary frequencies (qwen3, llama)."""
     norm_eps: Annotated[float, Gt(0)] = 1e-6
     """Epsilon inside the norms."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, in one line, for sizes that do not fit one another."""
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"kv_heads {self.num_kv_heads} does not divide heads {self.heads}")
+        if self.preset == "gpt2" and self.num_kv_heads != self.heads:
+            raise ValueError(f"gpt2 has no grouped-query attention: kv_heads must be null or {self.heads}")
+        if self.preset != "gpt2" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head width, but dim / heads is {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads, resolved."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the feed-forward layer, resolved."""
+        if self.hidden is not None:
+            return self.hidden
+        return 4 * self.dim if self.preset == "gpt2" else 32 * -(-8 * self.dim // 96)

@@ -1,0 +1,44 @@
+"""A decoder-only transformer: train it, sample from it, store it, and translate it to Hugging Face and back."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .huggingface import from_huggingface, to_huggingface
+    from .sampling import beam_search, generate, stream
+    from .store import load_model, save_model
+    from .transformer import Transformer
+
+_HOME = {
+    "beam_search": "sampling",
+    "ModelConfig": "config",
+    "Transformer": "transformer",
+    "generate": "sampling",
+    "stream": "sampling",
+    "load_model": "store",
+    "save_model": "store",
+    "from_huggingface": "huggingface",
+    "to_huggingface": "huggingface",
+}
+
+__all__ = [
+    "ModelConfig",
+    "Transformer",
+    "beam_search",
+    "from_huggingface",
+    "generate",
+    "load_model",
+    "save_model",
+    "stream",
+    "to_huggingface",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `model.config` alone never loads torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
