@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    every: int | float | str = 100
+    every: Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)] | str = 100
     """An evaluation each so often (a length), and at each save."""
     max_tokens: Annotated[int, Ge(1)] = 131_072
     """Validation tokens of an evaluation; the last one takes all of them."""
