@@ -11,6 +11,6 @@ class LossConfig:
     base: dict[str, dict[str, Any]] = field(default_factory=lambda: {"ce": {}})
     """One term by name with its options, for example `{smooth: {eps: 0.1}}`."""
     add: tuple[dict[str, dict[str, Any]], ...] = ()
-    """Regularisers added to the base, each by name with its options."""
+    """Regularizers added to the base, each by name with its options."""
     fused: Literal["auto", "on", "off"] = "auto"
     """Whether the head's product and the loss are computed together."""

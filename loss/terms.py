@@ -69,10 +69,10 @@ def z(lp: "Tensor", lse: "Tensor", *, coef: Annotated[float, Ge(0)] = 1e-4) -> "
 
 def check(config: LossConfig) -> list[tuple[tuple[str | int, ...], str]]:
     """Every mistake in a loss config as (path below `loss`, message); empty when there is none."""
-    problems = []
+    problems: list[tuple[tuple[str | int, ...], str]] = []
     if len(config.base) != 1:
         problems.append((("base",), f"takes exactly one term, not {len(config.base)}: {', '.join(TERMS)}"))
-    places = [("base",), *(("add", i) for i in range(len(config.add)))]
+    places: list[tuple[str | int, ...]] = [("base",), *(("add", i) for i in range(len(config.add)))]
     for place, named in zip(places, (config.base, *config.add), strict=True):
         if place[0] == "add" and len(named) != 1:
             problems.append((place, f"each entry is one term, not {len(named)}"))
@@ -85,7 +85,7 @@ def _check_term(name: str, options: dict[str, Any]) -> list[tuple[tuple[str, ...
     if name not in TERMS:
         return [((), f"unknown loss term {name!r}{_hint(name, TERMS)}")]
     known = TERMS[name]
-    problems = []
+    problems: list[tuple[tuple[str, ...], str]] = []
     for key, value in options.items():
         if key not in known.options:
             problems.append(((key,), f"{name} has no option {key!r}{_hint(key, known.options)}"))

@@ -9,16 +9,13 @@ LIMIT = 20
 """Skipped steps in a row after which a run is called diverged. An fp16 loss scale settles within fewer."""
 
 
-class Diverged(Exception):
-    """The guard gave up."""
-
-
 class Guard:
     """Counts skipped steps on the device, so that asking costs no wait until somebody reads."""
 
     def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0):
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
+        self.gave_up = False
 
     def check(self, norm: Tensor, loss: Tensor, agree: Callable[[Tensor], Tensor]) -> Tensor:
         """Whether the step may be applied: a boolean scalar, the same on every rank by `agree`."""
@@ -28,9 +25,8 @@ class Guard:
         return finite
 
     def read(self) -> int:
-        """Steps skipped so far; waits for the device. Raises `Diverged` after `LIMIT` in a row."""
-        if int(self.in_a_row) >= LIMIT:
-            raise Diverged(f"loss or gradients were not finite in {int(self.in_a_row)} steps in a row")
+        """Steps skipped so far; waits for the device. Sets `gave_up` after `LIMIT` in a row."""
+        self.gave_up = int(self.in_a_row) >= LIMIT
         return int(self.skipped)
 
     def state(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import OptimConfig
+from .muon import Muon
 
 _PREFIX = "optim."
 
@@ -17,8 +18,17 @@ _PREFIX = "optim."
 class Optimizers:
     """AdamW and, when asked for, Muon over a model's parameters."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], roles: Mapping[str, str], config: OptimConfig):
-        """`parameters` and `roles` are keyed by the same names. Raises ValueError when a name is on one side only."""
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        roles: Mapping[str, str],
+        config: OptimConfig,
+        muon_dtype: torch.dtype = torch.float32,
+    ):
+        """`parameters` and `roles` are keyed by the same names. Raises ValueError when a name is on one side only.
+
+        Muon orthogonalizes in `muon_dtype`.
+        """
         if set(parameters) != set(roles):
             raise ValueError(f"roles and parameters differ in {sorted(set(parameters) ^ set(roles))}")
         self.names = {id(p): name for name, p in parameters.items()}
@@ -40,7 +50,7 @@ class Optimizers:
             betas = (config.betas[0], config.betas[1])
             self.all.append(torch.optim.AdamW(others, lr=0.0, betas=betas, eps=config.eps, fused=fused))
         if matrices:
-            self.all.append(torch.optim.Muon(matrices, momentum=config.momentum))
+            self.all.append(Muon(matrices, config.momentum, muon_dtype))
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (p for optimizer in self.all for group in optimizer.param_groups for p in group["params"])
@@ -69,26 +79,13 @@ class Optimizers:
                 optimizer.step()
 
     def _step_without_sync(self, finite: Tensor) -> None:
-        """The same with the decision left on the device, so that the host need not wait for the gradients.
-
-        Fused AdamW takes the flag itself, as from a GradScaler. Muon does not: it runs on zeroed gradients (its
-        Newton-Schulz iteration would spread a NaN) and what it changed is put back.
-        """
+        """The same with the decision left on the device, so that the host need not wait for the gradients."""
         for optimizer in self.all:
-            if isinstance(optimizer, torch.optim.AdamW):
+            if isinstance(optimizer, Muon):
+                optimizer.finite = finite
+            else:  # fused AdamW takes the flag as from a GradScaler
                 optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
-                optimizer.step()
-                continue
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            buffers = [optimizer.state[p]["momentum_buffer"] for p in parameters if p in optimizer.state]
-            kept = [t.detach().clone() for t in (*parameters, *buffers)]
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad.copy_(torch.where(finite, p.grad, 0.0))
             optimizer.step()
-            with torch.no_grad():
-                for tensor, old in zip((*parameters, *buffers), kept, strict=True):
-                    tensor.copy_(torch.where(finite, tensor, old))
 
     def zero_grad(self) -> None:
         for optimizer in self.all:

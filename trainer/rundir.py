@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from durable import atomic_write, file_lock
 
-State = Literal["running", "done", "stopped", "bad_input", "damaged", "diverged", "failed"]
-EXIT_CODES: dict[State, int] = {
+RunState = Literal["running", "done", "stopped", "bad_input", "damaged", "diverged", "failed"]
+EXIT_CODES: dict[RunState, int] = {
     "done": 0, "failed": 1, "bad_input": 2, "damaged": 3, "diverged": 4, "stopped": 75,
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ def _free_name(path: Path) -> Path:
     return aside
 
 
-def write_status(path: Path, state: State, step: int, exit_code: int | None) -> None:
+def write_status(path: Path, state: RunState, step: int, exit_code: int | None) -> None:
     """Replace `status.json`: torchrun and make hide exit codes."""
     status = {"state": state, "exit": exit_code, "step": step, "pid": os.getpid(), "host": socket.gethostname()}
     atomic_write(path / "status.json", json.dumps(status) + "\n")

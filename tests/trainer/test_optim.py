@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainer.config import OptimConfig, Rates
+from trainer.muon import Muon
 from trainer.optim import Optimizers
 
 
@@ -91,6 +92,35 @@ def test_muon_takes_the_matrices_and_only_them_decay():
     assert torch.linalg.svdvals(moved / 0.05)[:3].sub(1).abs().max() < 0.35
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (12, 4), (4, 12)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float32, 1e-6)])
+def test_muon_is_torchs_muon(shape, dtype, tolerance):
+    """Three matrices stepped together against torch's, one by one; in fp32 against the formula written out."""
+    torch.manual_seed(1)
+    ours = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    muon = Muon([{"params": ours, "lr": 0.1, "weight_decay": 0.2}], momentum=0.9, dtype=dtype)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9)
+    momenta = [torch.zeros(shape) for _ in theirs]
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(shape)
+            b.grad = a.grad.clone()
+        muon.step()
+        if dtype == torch.bfloat16:
+            reference.step()
+        else:
+            for b, m in zip(theirs, momenta, strict=True):
+                m.mul_(0.9).add_(b.grad, alpha=0.1)
+                x = 0.1 * b.grad + 0.9 * m
+                x = x / x.norm()
+                for _ in range(5):
+                    x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+                b.data.mul_(1 - 0.1 * 0.2).sub_(0.1 * max(1, shape[0] / shape[1]) ** 0.5 * x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
 @both
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(name):
     model = Small()
@@ -108,7 +138,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(name):
 @both
 @pytest.mark.parametrize("poison", [False, True])
 def test_deciding_on_the_device_gives_what_deciding_on_the_host_gives(name, poison):
-    """The path for GPUs, run on the CPU: fused AdamW and torch's Muon behave alike there."""
+    """The path for GPUs, run on the CPU, where it decides alike."""
     host, device = Small(), Small()
     results = []
     for model, without_sync in ((host, False), (device, True)):

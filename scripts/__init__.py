@@ -1,0 +1,1 @@
+"""The verbs: `python -m scripts.<verb>`."""

@@ -1,0 +1,54 @@
+"""Measure a trained model on its held-out rows: `python -m scripts.evaluate RUN [--checkpoint best] [--json OUT]`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import entry, load
+from durable import atomic_write, find_checkpoint, verify
+
+
+@entry
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.evaluate", description="Measure a trained model on all of its held-out rows."
+    )
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default: last)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
+    args = parser.parse_args(argv)
+    result = measure(args.run, args.checkpoint)
+    width = max(map(len, ["all", *result["labels"]]))
+    print(f"{'':<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
+    for name, row in {"all": result, **result["labels"]}.items():
+        numbers = f"{row['nll']:>8.4f}  {row['ppl']:>9.2f}  {row['bpb']:>7.4f}  {row['accuracy']:>8.4f}"
+        print(f"{name:<{width}}  {numbers}  {row['tokens']:>10,}")
+    if args.json:
+        atomic_write(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def measure(run: Path, which: str) -> dict[str, Any]:
+    """`{"nll", "ppl", "bpb", "accuracy", "tokens", "labels": {source: the same}}` of a checkpoint, and which it was."""
+    from assemble import State, build, set_up_process
+    from data import prepare
+    from trainer.distributed import Place, Ranks, pick_device
+
+    checkpoint = find_checkpoint(run, which)
+    config, place = load(run / "config.yaml"), Place()
+    device = pick_device(config.run.device, place)
+    set_up_process(config, place, device)
+    state = State.read(verify(checkpoint))
+    data = prepare(config.data, config.model.context)
+    if data.fingerprint != state.data:
+        raise ValueError(f"{run} was trained on another corpus than the one prepared now")
+    parts = build(config, data, Ranks(place, device), device, state.auto)
+    parts.load(checkpoint, state)
+    table = parts.score_sources()
+    return {**table.pop(""), "checkpoint": checkpoint.name, "labels": table}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Write text with a trained model: `python -m scripts.generate RUN --prompt TEXT`."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from configs import entry
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.generate", description="Write text with a trained model.")
+    parser.add_argument("run", help="run directory or checkpoint")
+    parser.add_argument("--prompt", default="", help="text to go on from; empty starts a document")
+    parser.add_argument("--checkpoint", default="best", help="best, last or a step (default: best)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most likely tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="among the fewest that hold P of the probability")
+    parser.add_argument("--min-p", type=float, metavar="P", help="among those at least P times as likely as the first")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same text")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    return parser
+
+
+@entry
+def main(argv: Sequence[str]) -> None:
+    args = arguments().parse_args(argv)
+    if args.max_new_tokens < 1:
+        raise ValueError("--max-new-tokens must be at least 1")
+    from data import load_tokenizer
+    from durable import find_checkpoint
+    from model import load_model, stream
+
+    path = find_checkpoint(args.run, args.checkpoint)
+    tokenizer, model = load_tokenizer(path), load_model(path, device=args.device)
+    ids = stream(
+        model,
+        [tokenizer.end_id, *tokenizer.encode(args.prompt)],
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        stop_id=tokenizer.end_id,
+        seed=args.seed,
+    )
+    print(args.prompt, end="", flush=True)
+    for piece in whole_characters(ids, tokenizer.decode):
+        print(piece, end="", flush=True)
+    print()
+
+
+def whole_characters(ids: Iterator[int], decode) -> Iterator[str]:
+    """Text as it becomes certain: a token may end in the middle of a character."""
+    seen: list[int] = []
+    shown = ""
+    for token in ids:
+        seen.append(token)
+        text = decode(seen)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+            if len(seen) > 64 and "\n" in shown[-8:]:  # decoding is linear in what it is given
+                seen, shown = [], ""
+    if seen:
+        yield decode(seen)[len(shown) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

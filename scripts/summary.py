@@ -1,0 +1,111 @@
+"""Sum a run up: `python -m scripts.summary RUN` redraws its curves and prints what it reached."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs import RunConfig, entry, load
+from durable import atomic_write, step_of
+
+if TYPE_CHECKING:
+    from data import Prepared
+
+RESULTS = "eval/final.json"
+
+
+@entry
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.summary", description="Sum a run up again.")
+    parser.add_argument("run", type=Path, help="run directory")
+    path: Path = parser.parse_args(argv).run
+    config = load(path / "config.yaml")
+    draw_curves(path, config.run.name)
+    print(describe(path, config))
+
+
+def conclude(path: Path, config: RunConfig, data: "Prepared", outcome: str) -> str:
+    """Draw the curves of a run that ends and return what to tell about it; a finished one is compared first."""
+    draw_curves(path, config.run.name)
+    match outcome:
+        case "stopped":
+            return f"stopped and saved; the same command goes on ({path})"
+        case "diverged":
+            return (
+                f"diverged: loss or gradients were not finite, step after step; {path} holds the last good checkpoint"
+            )
+    from eval import compressed
+
+    (path / "eval").mkdir(exist_ok=True)
+    atomic_write(path / RESULTS, json.dumps({"compression": compressed(data.val_documents())}, indent=1) + "\n")
+    return describe(path, config)
+
+
+def draw_curves(path: Path, name: str) -> None:
+    """Draw `curves.png` from `metrics.jsonl`, with the compressors' bits per byte when they are known."""
+    from eval import draw
+    from trainer.tracking import read_metrics
+
+    if rows := read_metrics(path):
+        draw(rows, path / "curves.png", name)
+
+
+def describe(path: Path, config: RunConfig) -> str:
+    """The summary of a run as text, from its files alone."""
+    from eval import summarize
+    from trainer.tracking import read_metrics
+
+    rows = read_metrics(path)
+    if not rows:
+        raise ValueError(f"{path}: nothing was logged yet")
+    last: dict[str, Any] = next((row for row in reversed(rows) if "val/nll" in row), {})
+    speeds = [row["train/tokens_per_s"] for row in rows if row.get("train/tokens_per_s")]
+    text = summarize(
+        name=config.run.name,
+        step=rows[-1]["step"],
+        tokens=rows[-1]["tokens"],
+        seconds=sum_of_starts(rows),
+        tokens_per_s=sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
+        scores={key: value for key, value in last.items() if key.startswith("val/")},
+        compression=json.loads((path / RESULTS).read_text())["compression"] if (path / RESULTS).is_file() else None,
+        best=best_step(path, rows),
+        paths={"curves": path / "curves.png", "metrics": path / "metrics.jsonl", "samples": path / "samples.jsonl"},
+        commands=[
+            f'python -m scripts.generate {path} --prompt "def main("',
+            f"python -m scripts.evaluate {path}",
+        ],
+    )
+    return f"{text}\n\n{last_sample(path)}".rstrip()
+
+
+def sum_of_starts(rows: Sequence[dict[str, Any]]) -> float:
+    """Seconds of training in all: `time/elapsed` begins anew with each start of the run."""
+    elapsed = [row["time/elapsed"] for row in rows if "time/elapsed" in row]
+    ends = [a for a, b in zip(elapsed, [*elapsed[1:], -1.0], strict=True) if b < a]
+    return sum(ends)
+
+
+def best_step(path: Path, rows: Sequence[dict[str, Any]]) -> tuple[int, float] | None:
+    """The step of the best checkpoint and its val/nll."""
+    pointer = path / "checkpoints" / "best"
+    if not pointer.is_file():
+        return None
+    step = step_of(Path(pointer.read_text().strip()))
+    return next(((step, row["val/nll"]) for row in rows if row["step"] == step and row.get("val/nll")), None)
+
+
+def last_sample(path: Path) -> str:
+    """The newest generated text, under a heading."""
+    from trainer.rows import SAMPLES, read_rows
+
+    rows = read_rows(path / SAMPLES)
+    if not rows:
+        return ""
+    text = "\n".join(f"  | {line}" for line in (rows[-1]["prompt"] + rows[-1]["text"]).splitlines())
+    return f"sample at step {rows[-1]['step']}:\n{text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

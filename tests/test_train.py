@@ -1,0 +1,268 @@
+"""Whole runs, started as a user starts them: the main job, interruptions, many processes, and bad input."""
+
+import json
+import math
+import random
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import durable
+from tests.conftest import Bench, exact
+
+SHORT = ("train.steps=24", "eval.every=8", "save.every=6", "track.every=3", "eval.max_tokens=2048",
+         "eval.sample_tokens=8")  # fmt: skip
+
+
+def final_weights(bench: Bench, name: str) -> dict[str, torch.Tensor]:
+    path = durable.find_checkpoint(bench.runs / name)
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+def assert_same_run(bench: Bench, one: str, other: str) -> None:
+    assert exact(bench.rows(one)) == exact(bench.rows(other))
+    a, b = final_weights(bench, one), final_weights(bench, other)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    samples = [(bench.runs / name / "samples.jsonl").read_text() for name in (one, other)]
+    assert samples[0] == samples[1]
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench) -> str:
+    """An uninterrupted run in fp32."""
+    bench.train("whole", *SHORT)
+    return "whole"
+
+
+def test_a_run_leaves_what_it_promises(bench: Bench, whole: str):
+    path = bench.runs / whole
+    for name in ("config.yaml", "env.json", "status.json", "metrics.jsonl", "curves.png", "samples.jsonl",
+                 "tokenizer.json", "checkpoints/best", "eval/final.json"):  # fmt: skip
+        assert (path / name).is_file(), name
+    assert bench.status(whole)["state"] == "done" and bench.status(whole)["exit"] == 0
+    rows = bench.rows(whole)
+    assert [row["step"] for row in rows] == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
+    assert {"train/loss", "train/nll", "train/ppl", "train/grad_norm", "train/lr", "train/tokens_per_s", "train/mfu",
+            "train/memory", "train/data_wait", "train/skipped"} <= rows[0].keys()  # fmt: skip
+    assert {"val/nll", "val/ppl", "val/bpb", "val/accuracy", "val/stdlib/nll"} <= rows[-1].keys()
+    assert rows[0]["train/nll"] > rows[-1]["train/nll"]
+    assert rows[-1]["train/ppl"] == pytest.approx(math.exp(rows[-1]["train/nll"]))
+    assert rows[-1]["val/bpb"] < math.log2(257)
+    assert [s["step"] for s in map(json.loads, (path / "samples.jsonl").open())] == [6, 8, 12, 16, 18, 24]
+
+
+def test_tokens_count_valid_targets_only(bench: Bench, whole: str):
+    rows = bench.rows(whole)
+    assert all(0 < row["tokens"] <= row["step"] * 2048 for row in rows)
+
+
+def test_a_finished_run_prints_its_summary_again_and_changes_nothing(bench: Bench, whole: str):
+    path = bench.runs / whole
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name not in ("status.json", "run.lock")}
+    told = bench.train(whole, *SHORT)
+    assert "bits/byte" in told and "gzip -9" in told and "xz -9" in told
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def kill_at(bench: Bench, name: str, step: int, number: signal.Signals, *overrides: str) -> int:
+    """Start the run, send it a signal once its metrics reach `step`, and return its exit code."""
+    process = bench.start(*bench.arguments(name, *overrides))
+    file, deadline = bench.runs / name / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        text = file.read_text() if file.exists() else ""
+        complete = text[: text.rfind("\n") + 1].splitlines()
+        if complete and json.loads(complete[-1])["step"] >= step:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, *overrides: str) -> None:
+    every_step = (*SHORT, *overrides, "track.every=1")
+    rng, killed = random.Random(name), 0
+    for step in sorted(rng.randrange(1, 24) for _ in range(kills)):
+        code = kill_at(bench, name, step, signal.SIGKILL, *every_step)
+        assert code in (-signal.SIGKILL, 0)
+        killed += code != 0
+    assert killed, "no kill came in time"
+    bench.train(name, *every_step)
+    assert_same_run(bench, reference, name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_at_random_steps_the_run_is_the_one_it_would_have_been(bench: Bench, precision: str):
+    override = f"train.precision={precision}"
+    bench.train(f"clean-{precision}", *SHORT, override, "track.every=1")
+    interrupt_and_compare(bench, f"killed-{precision}", f"clean-{precision}", 3, override)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_twenty_times(bench: Bench, precision: str):
+    override = f"train.precision={precision}"
+    bench.train(f"soak-clean-{precision}", *SHORT, override, "track.every=1")
+    interrupt_and_compare(bench, f"soak-killed-{precision}", f"soak-clean-{precision}", 20, override)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_exits_75_and_goes_on(bench: Bench, whole: str, number: signal.Signals):
+    name = f"stopped-{number.name}"
+    assert kill_at(bench, name, 7, number, *SHORT) == 75
+    status = bench.status(name)
+    assert status["state"] == "stopped" and status["exit"] == 75 and 8 <= status["step"] < 24
+    bench.train(name, *SHORT)
+    assert_same_run(bench, whole, name)
+
+
+def test_with_dropout_accumulation_and_adamw_a_resume_is_exact_too(bench: Bench):
+    odd = (*SHORT, "model.dropout=0.1", "train.micro_rows=5", "optim.name=adamw", "train.steps=12", "schedule.decay=4")
+    bench.train("odd", *odd)
+    assert kill_at(bench, "odd-killed", 7, signal.SIGKILL, *odd) == -signal.SIGKILL
+    bench.train("odd-killed", *odd)
+    assert_same_run(bench, "odd", "odd-killed")
+
+
+FIFTY = ("train.steps=50", "eval.every=25", "save.every=50", "track.every=1", "eval.sample_tokens=0",
+         "model.context=32", "train.batch_tokens=1024", "loss={base: {smooth: {eps: 0.1}}, add: [z]}",
+         # At the default rates of tiny.yaml training amplifies a last-bit difference tenfold every few steps.
+         "optim.rates={matrix: 0.02, embed: 0.02, head: 0.004, vector: 0.004}")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fifty(bench: Bench) -> tuple[str, ...]:
+    """Overrides of a run over rows with uneven numbers of valid targets, done by one process as `fifty`."""
+    rng, file = random.Random(0), bench.runs.parent / "uneven.jsonl"
+    lengths = [rng.choice((rng.randrange(18, 31), rng.randrange(18, 31), rng.randrange(2, 12))) for _ in range(3000)]
+    texts = ["".join(rng.choices("abcde ", k=n)) for n in lengths]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    overrides = (*FIFTY, f"data.sources={{uneven: {{kind: jsonl, files: [{file}]}}}}")
+    bench.train("fifty", *overrides)
+    return overrides
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_processes_see_the_losses_of_one(bench: Bench, fifty: tuple[str, ...], processes: int):
+    """Rows hold uneven numbers of valid targets, and 3 ranks divide nothing."""
+    name = f"ranks-{processes}"
+    bench.torchrun(processes, name, *fifty)
+    theirs, ours = bench.rows(name), bench.rows("fifty")
+    assert [row["tokens"] for row in theirs] == [row["tokens"] for row in ours]
+    assert len({row["tokens"] - before["tokens"] for before, row in zip(ours, ours[1:], strict=False)}) > 10
+    for key in ("train/loss", "train/nll", "train/grad_norm"):
+        assert [row[key] for row in theirs] == pytest.approx([row[key] for row in ours], rel=1e-4), key
+    for key in ("val/nll", "val/bpb", "val/accuracy"):
+        assert theirs[-1][key] == pytest.approx(ours[-1][key], rel=1e-4), key
+    assert bench.status(name)["state"] == "done"
+
+
+def test_a_run_of_one_process_goes_on_with_two(bench: Bench, fifty: tuple[str, ...]):
+    assert kill_at(bench, "grown", 10, signal.SIGTERM, *fifty) == 75
+    bench.torchrun(2, "grown", *fifty)
+    grown, whole = ([row["train/nll"] for row in bench.rows(name)] for name in ("grown", "fifty"))
+    assert grown == pytest.approx(whole, rel=1e-4)
+
+
+BAD = {
+    "an unknown key": (("optim.lrr=1",), 2, "unknown key"),
+    "a missing corpus": (("data.sources={x: {kind: text, files: [absent/*.txt]}}",), 2, "absent/*.txt"),
+    "a missing package": (("data.sources={x: {kind: python, packages: [no_such_package]}}",), 2, "no_such_package"),
+    "a validation split without documents": (("data.split.val=0.000001",), 2, "data.split.val"),
+    "a value out of range": (("model.dropout=1.5",), 2, "model.dropout"),
+    "two lengths that exclude each other": (("model.heads=3",), 2, "heads"),
+    "a run under a file": (("run.dir=Makefile/runs",), 2, "cannot write the run"),
+    "a corpus under a file": (("data.dir=Makefile/corpora",), 2, "Makefile"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(bench: Bench, case: str):
+    overrides, code, told = BAD[case]
+    name = f"bad-{list(BAD).index(case)}"
+    printed = bench.train(name, *SHORT, *overrides, exits=code)
+    assert told in printed and "Traceback" not in printed
+    assert not (bench.runs / name / "metrics.jsonl").exists()
+
+
+def test_another_shape_or_corpus_is_refused_and_nothing_is_lost(bench: Bench, whole: str):
+    before = {p: p.read_bytes() for p in (bench.runs / whole).rglob("*") if p.is_file() and p.suffix != ".json"}
+    printed = bench.train(whole, *SHORT, "model.dim=32", "run.seed=7", exits=2)
+    assert "model.dim: 64 -> 32" in printed and "run.seed: 1234 -> 7" in printed and "--restart" in printed
+    assert {p: p.read_bytes() for p in before if p.name != "run.lock"} == {
+        p: b for p, b in before.items() if p.name != "run.lock"
+    }
+    assert bench.status(whole)["state"] == "bad_input" and bench.status(whole)["step"] == 24
+
+
+def test_changed_rates_are_accepted_and_recorded(bench: Bench, whole: str):
+    assert kill_at(bench, "changed", 7, signal.SIGTERM, *SHORT) == 75
+    bench.train("changed", *SHORT, "optim.rates.matrix=0.01", "train.steps=26")
+    changes = [json.loads(line) for line in (bench.runs / "changed" / "changes.jsonl").open()]
+    assert [(c["key"], c["old"], c["new"]) for c in changes] == [
+        ("optim.rates.matrix", 0.02, 0.01),
+        ("train.steps", 24, 26),
+    ]
+    assert bench.rows("changed")[-1]["step"] == 26
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud(bench: Bench, whole: str):
+    assert kill_at(bench, "damaged", 15, signal.SIGTERM, *SHORT) == 75
+    newest = durable.list_checkpoints(bench.runs / "damaged")[-1]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    printed = bench.train("damaged", *SHORT)
+    assert "damaged checkpoint passed over" in printed and newest.name in printed
+    assert_same_run(bench, whole, "damaged")
+
+
+def test_a_run_with_only_damaged_checkpoints_is_never_begun_anew(bench: Bench):
+    assert kill_at(bench, "ruined", 7, signal.SIGTERM, *SHORT) == 75
+    for path in durable.list_checkpoints(bench.runs / "ruined"):
+        (path / "state.json").write_text("{}")
+    rows = bench.rows("ruined")
+    printed = bench.train("ruined", *SHORT, exits=3)
+    assert "no loadable checkpoint" in printed and "Traceback" not in printed
+    assert bench.rows("ruined") == rows and bench.status("ruined")["state"] == "damaged"
+
+
+def test_a_second_process_on_a_run_is_refused(bench: Bench):
+    first = bench.start(*bench.arguments("held", "train.steps=100000"))
+    while not (bench.runs / "held" / "status.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    printed = bench.train("held", "train.steps=100000", exits=2)
+    assert f"in use by process {first.pid}" in printed
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+
+def test_restart_moves_the_old_run_aside(bench: Bench, whole: str):
+    bench.train("again", "train.steps=2", "schedule.name=constant", "schedule.warmup=0")
+    bench.run(
+        *bench.arguments("again", "train.steps=3", "model.dim=32", "schedule.name=constant", "schedule.warmup=0"),
+        "--restart",
+    )
+    assert bench.rows("again")[-1]["step"] == 3
+    assert bench.rows("again.old1")[-1]["step"] == 2
+
+
+def test_a_poisoned_batch_is_skipped_and_twenty_end_the_run(bench: Bench):
+    """A rate so large that weights and losses overflow: the guard skips, gives up, and says so."""
+    printed = bench.train("diverged", *SHORT, "train.steps=60", "optim.name=adamw", "optim.grad_clip=null",
+                          "optim.rates={matrix: 1e30, embed: 1e30, head: 1e30, vector: 1e30}", exits=4)  # fmt: skip
+    assert "not finite" in printed and bench.status("diverged")["state"] == "diverged"
+    state = durable.verify(durable.find_checkpoint(bench.runs / "diverged"))
+    assert state["guard"]["skipped"] > 0
+
+
+def test_print_config_and_dry_run_write_nothing(bench: Bench):
+    printed = bench.run(*bench.arguments("nothing"), "--print-config")
+    assert "name: nothing" in printed
+    planned = bench.run(*bench.arguments("nothing"), "--dry-run")
+    for fact in ("parameters", "FLOPs", "memory", "epochs", "tokens/s", "time"):
+        assert fact in planned
+    assert not (bench.runs / "nothing").exists()
