@@ -69,6 +69,8 @@ def set_up_process(config: RunConfig, place: Place, device: torch.device) -> Non
         torch.set_num_threads(config.run.threads)
     elif place.local_world_size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
+    if device.type == "cpu":
+        memory.keep_freed_memory()
     torch.set_flush_denormal(True)  # optimizer state decays into denormals, which are slow on CPUs
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if config.run.deterministic else "high")

@@ -72,7 +72,7 @@ def _long(named: Any) -> dict[str, Any]:
 
 
 class Objective:
-    """`base + sum(add)` on the reference head: plain logits, log-softmax in fp32, autograd.
+    """`base + sum(add)` on the reference head, which holds all logits of a batch at once.
 
     This is the definition; any faster head has to agree with it.
     """
@@ -127,11 +127,9 @@ class Objective:
         self._check(logits, targets)
         valid = targets != IGNORE
         index = targets.clamp_min(0).unsqueeze(-1)
-        log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        lp = log_p.gather(-1, index).squeeze(-1)
-        lse = logits.gather(-1, index).squeeze(-1) - lp
+        lp, lse, lu, log_p = Statistics.apply(logits, index, self.needs_prior)
         arguments = {"lp": lp, "lse": lse}
-        prior = {"lu": log_p.mean(-1)} if self.needs_prior else {}
+        prior = {"lu": lu} if self.needs_prior else {}
 
         zero = torch.zeros((), dtype=lp.dtype, device=lp.device)
         parts = [
@@ -170,6 +168,48 @@ class Objective:
                 place = wrong.nonzero()[0].tolist()
                 value = int(targets[tuple(place)])
                 raise ValueError(f"target {value} at {place} is neither {IGNORE} nor in [0, {self.vocab_size})")
+
+
+class Statistics(torch.autograd.Function):
+    """The numbers that terms are made of, with their gradient in closed form.
+
+    Of logits x (..., V) and target ids (..., 1): lp = log p(target), lse = logsumexp(x) and lu = mean of log p, each
+    (...), and all of log p (..., V), which is not differentiable. With gradients a, b and c of the first three,
+
+        dx = a * onehot + (b - a - c) * p + c / V
+
+    in one pass, where autograd would make a dense gradient for each of the three and add them up. fp32, or fp64 for
+    fp64 logits; lp comes from log-softmax and not as x_target - lse, which cancels under a common offset.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, index: Tensor, needs_prior: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        lp = log_p.gather(-1, index).squeeze(-1)
+        lse = logits.gather(-1, index).squeeze(-1) - lp
+        ctx.save_for_backward(log_p, index)
+        ctx.mark_non_differentiable(log_p)
+        ctx.set_materialize_grads(False)
+        ctx.dtype = logits.dtype
+        return lp, lse, log_p.mean(-1) if needs_prior else None, log_p
+
+    @staticmethod
+    def backward(
+        ctx: Any, a: Tensor | None, b: Tensor | None, c: Tensor | None, _: None
+    ) -> tuple[Tensor | None, None, None]:
+        log_p, index = ctx.saved_tensors
+        if a is None and b is None and c is None:
+            return None, None, None
+        zero = log_p.new_zeros(())
+        a, b, c = (zero if g is None else g.unsqueeze(-1) for g in (a, b, c))
+        dx = log_p.exp().mul_(b - a - c)
+        if c is not zero:
+            dx.add_(c, alpha=1 / log_p.shape[-1])
+        if a is not zero:
+            dx.scatter_add_(-1, index, a)
+        return dx.to(ctx.dtype), None, None
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """How much memory a step needs, and so how many rows fit into one micro-batch."""
 
+import contextlib
+import ctypes
 import os
 
 import torch
@@ -9,7 +11,8 @@ import torch
 _PER_WIDTH = 80
 # Bytes per token and id of the vocabulary: logits, log-probabilities and their two gradients, in fp32 and bf16.
 _PER_ID = 16
-CPU_BYTES = 1 << 30
+CPU_BYTES = 320 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def estimate(
@@ -37,6 +40,23 @@ def free_bytes(device: torch.device) -> int:
 
 
 def largest_micro_rows(rows: int, budget: int, fixed: int, per_row: int) -> int:
-    """The fewest equal micro-batches of `rows` whose memory stays within `budget`; at least one row each."""
+    """Rows of a micro-batch so that `fixed` and its memory stay within `budget` bytes; at least one.
+
+    The largest divisor of `rows` that fits, unless that wastes half of the room: then as few micro-batches as
+    possible, the last of them padded.
+    """
     fit = max(1, min(rows, (budget - fixed) // max(per_row, 1)))
-    return -(-rows // -(-rows // fit))
+    divisor = next(m for m in range(fit, 0, -1) if rows % m == 0)
+    return divisor if 2 * divisor > fit else -(-rows // -(-rows // fit))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks instead of returning them to the kernel (elsewhere: nothing).
+
+    A training step on a CPU allocates the same large tensors each time; by default every one is mapped anew and its
+    pages are zeroed on first touch, which costs a fifth of a step. Call before the first large allocation.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

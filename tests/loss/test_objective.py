@@ -22,7 +22,8 @@ CONFIGS = [
     {"base": {"smooth": {"eps": 0.3}}, "add": ["z", {"z": {"coef": 0.1}}]},
 ]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
-FORMULAS: dict[str, Callable[..., torch.Tensor]] = {  # written out again from the definitions, in terms of all log-probabilities (N, V) and logits (N, V)
+# Written out again from the definitions, in terms of all log-probabilities (N, V) and logits (N, V).
+FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "ce": lambda lp, logp, x: -lp,
     "smooth": lambda lp, logp, x, eps=0.1: -(((1 - eps) * lp) + (eps / x.shape[-1]) * logp.sum(-1)),
     "z": lambda lp, logp, x, coef=1e-4: coef * x.exp().sum(-1).log() ** 2,

@@ -1,0 +1,133 @@
+"""The verbs, in-process: what they print, what they write, how they fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import durable
+from scripts import checkpoint, doctor, evaluate, generate, prepare, summary
+from tests.conftest import ROOT, Bench
+
+
+@pytest.fixture(scope="module")
+def run(bench: Bench) -> Path:
+    bench.train("verbs", "train.steps=30", "eval.every=10", "save.every=10", "eval.prompts=['import ', '']")
+    return bench.runs / "verbs"
+
+
+def test_evaluate_gives_the_numbers_that_training_logged(run: Path, tmp_path: Path, capsys):
+    assert evaluate.main([str(run), "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for key in ("nll", "ppl", "bpb", "accuracy"):
+        assert result[key] == pytest.approx(last[f"val/{key}"], rel=1e-9)
+        assert result["labels"]["stdlib"][key] == pytest.approx(last[f"val/stdlib/{key}"], rel=1e-9)
+    assert result["tokens"] == result["labels"]["stdlib"]["tokens"] > 1000
+    assert f"{result['bpb']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluate_takes_an_older_checkpoint(run: Path, capsys):
+    step = durable.step_of(durable.list_checkpoints(run)[0])
+    assert evaluate.main([str(run), "--checkpoint", str(step)]) == 0
+    assert evaluate.main([str(run), "--checkpoint", "7"]) == 2
+    assert "there are last, best and steps" in capsys.readouterr().err
+
+
+def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert generate.main([str(run), "--prompt", "import é", "--max-new-tokens", "40", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import é")
+    assert generate.main([str(run), "--temperature", "-1"]) == 2
+    assert generate.main([str(run), "--max-new-tokens", "0"]) == 2
+    assert generate.main([str(run / "absent")]) == 2
+    assert "no such run" in capsys.readouterr().err
+
+
+def test_streamed_text_never_cuts_a_character():
+    text = "naïve 😀 text\n" * 20
+    data = list(text.encode())
+    pieces = list(generate.whole_characters(iter(data), lambda ids: bytes(ids).decode(errors="replace")))
+    assert "".join(pieces) == text and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    cut = list(generate.whole_characters(iter(data[:-2]), lambda ids: bytes(ids).decode(errors="replace")))
+    assert "".join(cut) == bytes(data[:-2]).decode(errors="replace")
+
+
+def test_checkpoint_lists_and_finds_damage(run: Path, tmp_path: Path, capsys):
+    assert checkpoint.main(["verify", str(run)]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("intact") == len(durable.list_checkpoints(run)) and listed.count("best") == 1
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+    weights = durable.list_checkpoints(copy)[0] / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    assert checkpoint.main(["verify", str(copy)]) == 3
+    out, err = capsys.readouterr()
+    assert "sha256 differs" in out and "1 of" in err
+    assert checkpoint.main(["list", str(tmp_path)]) == 2
+
+
+def test_prepare_says_what_it_made(bench: Bench, capsys):
+    argv = ["configs/tiny.yaml", f"data.dir={bench.corpora}"]
+    assert prepare.main(argv) == 0
+    assert "bytes/token" in capsys.readouterr().out
+    assert prepare.main([*argv, "data.sources.stdlib.packages=[nothing_here]"]) == 2
+    assert "nothing_here" in capsys.readouterr().err
+
+
+def test_summary_redraws_and_tells(run: Path, capsys):
+    (run / "curves.png").unlink()
+    assert summary.main([str(run)]) == 0
+    told = capsys.readouterr().out
+    assert (run / "curves.png").is_file() and "gzip -9" in told and "best checkpoint" in told
+    assert "sample at step 30" in told
+
+
+def test_doctor_is_ready_here_and_names_what_is_missing(monkeypatch, capsys):
+    assert doctor.main([]) == 0
+    told = capsys.readouterr().out
+    assert "ready" in told and "from this checkout" in told and "GFLOP/s" in told
+    monkeypatch.setattr(doctor, "dependencies", lambda: ["torch", "no-such-package"])
+    assert doctor.main([]) == 1
+    assert "missing: no-such-package" in capsys.readouterr().out
+
+
+def test_trackers_hold_every_row_of_a_run(bench: Bench, monkeypatch):
+    """wandb offline and tensorboard over an interruption: one wandb run, the same values as metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ("train.steps=20", "eval.every=10", "save.every=10", "track.wandb=offline", "track.tensorboard=true",
+               "eval.sample_tokens=4")  # fmt: skip
+    bench.train("tracked", *options)
+    bench.train("tracked", *options, "train.steps=30")
+    path, rows = bench.runs / "tracked", bench.rows("tracked")
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    ids = {json.loads((c / "state.json").read_text())["wandb_id"] for c in durable.list_checkpoints(path)}
+    runs = sorted((path / "wandb").glob("offline-run-*"))
+    assert len(ids) == 1 and len(runs) == 2 and all(r.name.endswith(next(iter(ids))) for r in runs)
+    listed = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, runs)],
+        cwd=path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert next(iter(ids)) in listed.stdout + listed.stderr
+    events = EventAccumulator(str(path / "tensorboard"))
+    events.Reload()
+    for key in ("train/nll", "val/nll"):
+        logged = [(row["step"], row[key]) for row in rows if key in row]
+        read = [(event.step, event.value) for event in events.Scalars(key)]
+        assert read == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged]
+
+
+def test_verbs_help_in_words(capsys):
+    for module in ("evaluate", "generate", "checkpoint", "summary", "prepare", "doctor"):
+        assert (ROOT / "scripts" / f"{module}.py").is_file()
+    for main in (evaluate.main, generate.main, checkpoint.main, summary.main, prepare.main):
+        with pytest.raises(SystemExit) as stop:
+            main(["--help"])
+        assert stop.value.code == 0 and "usage: python -m scripts." in capsys.readouterr().out

@@ -1,0 +1,111 @@
+"""The README is true: its commands run, its tree is the tree, its picture comes from numbers in the repository."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.doctor import ROOT
+from tests.conftest import Bench
+
+README = (ROOT / "README.md").read_text()
+METRICS = ROOT / "docs" / "quickstart.metrics.jsonl"
+TEXT = "First line of a text.\nAnother line, a little longer than the first.\n" * 200
+
+
+def commands() -> list[str]:
+    """Every line of the README's bash blocks that is a command."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = (line.split("  #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+COMMANDS = commands()
+NOT_RUN = ("make test", "make soak")  # this is them
+ELSEWHERE = ("git clone", ". .venv/bin/activate", "cd ")
+
+
+def adapted(command: str, bench: Bench) -> str:
+    """The command on the smallest recipe, with its files in a directory of the tests."""
+    command = command.replace("configs/quickstart.yaml", "configs/tiny.yaml").replace("quickstart", "tiny")
+    places = f"run.dir={bench.runs} data.dir={bench.corpora}"
+    if command.startswith("make train"):
+        given = re.search(r'ARGS="(.*?)"', command)
+        environment = f"BIN={Path(sys.executable).parent} CONFIG=configs/tiny.yaml"
+        return f'make -o .venv/core train {environment} ARGS="{given[1] if given else ""} {places}"'
+    if "CONFIG" not in command and re.search(r"train\.py|scripts\.prepare", command) and "--help" not in command:
+        command = re.sub(r"(configs/\S+\.yaml)", rf"\1 {places}", command)
+    return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith((*NOT_RUN, *ELSEWHERE))])
+def test_every_command_runs(bench: Bench, command: str):
+    notes = bench.runs.parent / "notes"
+    notes.mkdir(exist_ok=True)
+    (notes / "one.txt").write_text(TEXT)
+    if not (bench.runs / "tiny").exists():
+        bench.train("tiny")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        adapted(command, bench), shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{command}\n{adapted(command, bench)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_first_screen_trains_and_tests():
+    assert COMMANDS.index("make train") < 4 and "make test" in [c.split("  ")[0] for c in COMMANDS[:5]]
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("train", "test", "soak", "clean"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_tree_is_the_tree():
+    block = re.search(r"```text\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    named = {word.rstrip("/") for line in block[1].splitlines() for word in re.findall(r"^(\S+)", line)}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {Path(name).parts[0] for name in listed.splitlines()}
+    assert named == {name for name in tracked if not name.startswith(".")}
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    for target in re.findall(r"\]\(([^)#]+?)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_picture_is_drawn_from_the_committed_metrics(tmp_path: Path):
+    from matplotlib.image import imread
+
+    from eval import draw
+
+    draw([json.loads(line) for line in METRICS.read_text().splitlines()], tmp_path / "curves.png", "quickstart")
+    drawn, shown = imread(tmp_path / "curves.png"), imread(ROOT / "docs" / "curves.png")
+    assert drawn.shape == shown.shape
+    # Another version of matplotlib or of its fonts moves edges by a pixel; another curve moves far more.
+    assert np.abs(drawn - shown).mean() < 0.01
+
+
+def test_figures_are_those_of_the_committed_run():
+    rows = [json.loads(line) for line in METRICS.read_text().splitlines()]
+    assert f"{rows[-1]['val/bpb']:.3f}" in README
+    assert f"{rows[-1]['step']} steps" in README
+
+
+def test_recipes_say_how_they_were_measured():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        header = path.read_text().split("\nrun:")[0]
+        for fact in ("command", "hardware", "time", "expect"):
+            assert re.search(rf"^# +{fact} ", header, re.MULTILINE), (path.name, fact)
+
+
+def test_commands_can_be_split_by_a_shell():
+    assert all(shlex.split(command) for command in COMMANDS)
