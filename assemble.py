@@ -5,6 +5,8 @@ The only other place where parts meet is `train.py` itself.
 
 import dataclasses
 import hashlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from configs import RunConfig
 from data import Batch, Loader, Prepared, lookup, prepare
+from durable import STATE
 from eval import evaluate, score_sources
 from loss import LossOutput, Objective, build_objective, metrics
 from model import ModelConfig, Transformer, generate, load_model, save_model
@@ -40,8 +43,12 @@ class State:
 
     step: int = 0
     """Steps done."""
+    row: int = 0
+    """Rows of the order used: where the next step begins, whatever size the steps before it had."""
     tokens: int = 0
     """Valid targets so far, all ranks."""
+    seconds: float = 0.0
+    """Time spent in training, over all starts."""
     auto: dict[str, Any] = field(default_factory=dict)
     """What `auto` settings came to: decided once, then reused."""
     data: str | None = None
@@ -53,13 +60,16 @@ class State:
     scaler: dict[str, float] = field(default_factory=dict)
     """Loss scale (fp16)."""
     best: float | None = None
-    """Lowest val/nll of a saved step."""
+    """Lowest nll of a saved step, on the validation rows that every evaluation scores."""
+    best_step: int | None = None
+    """The step that had it."""
     wandb_id: str | None = None
     """So that a resumed run goes on in the same wandb run."""
 
     @classmethod
-    def read(cls, saved: dict[str, Any]) -> "State":
-        """From a checkpoint's `state.json`, which holds the list of files too."""
+    def read(cls, checkpoint: Path) -> "State":
+        """The state in a verified checkpoint, whose `state.json` holds the list of files too."""
+        saved = json.loads((checkpoint / STATE).read_text())
         return cls(**{f.name: saved[f.name] for f in dataclasses.fields(cls)})
 
 
@@ -68,7 +78,7 @@ def set_up_process(config: RunConfig, place: Place, device: torch.device) -> Non
     if config.run.threads != "auto":
         torch.set_num_threads(config.run.threads)
     elif place.local_world_size > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
+        torch.set_num_threads(max(1, usable_cpus() // place.local_world_size))
     if device.type == "cpu":
         memory.keep_freed_memory()
     torch.set_flush_denormal(True)  # optimizer state decays into denormals, which are slow on CPUs
@@ -77,6 +87,11 @@ def set_up_process(config: RunConfig, place: Place, device: torch.device) -> Non
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with this
         torch.use_deterministic_algorithms(True)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fold_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -97,15 +112,20 @@ def rows_per_step(config: RunConfig) -> int:
     return config.train.batch_tokens // config.model.context
 
 
-def total_steps(config: RunConfig, train_rows: int) -> int:
-    """Optimizer steps of the whole run; tokens and epochs round up to whole steps."""
+def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
+    """Optimizer steps of the whole run; tokens and epochs round up to whole steps.
+
+    What is left after `state` is counted in steps of the present size.
+    """
     train, rows = config.train, rows_per_step(config)
     if train.steps is not None:
         return train.steps
     if train.tokens is not None:
-        return -(-parse_tokens(train.tokens) // train.batch_tokens)
-    assert train.epochs is not None  # the schema asks for exactly one of the three
-    return max(1, -(-int(train.epochs * train_rows) // rows))
+        wanted = -(-parse_tokens(train.tokens) // config.model.context)
+    else:
+        assert train.epochs is not None  # the schema asks for exactly one of the three
+        wanted = max(1, math.ceil(train.epochs * train_rows))
+    return state.step + max(0, -(-(wanted - state.row) // rows))
 
 
 @dataclass
@@ -127,8 +147,8 @@ class Learner:
 
     @property
     def auto(self) -> dict[str, Any]:
-        """What `auto` settings came to."""
-        return {"precision": self.precision.name, "micro_rows": self.micro_rows}
+        """What `auto` settings came to, on this kind of device."""
+        return {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -173,14 +193,19 @@ class Learner:
 def build_learner(
     config: RunConfig, vocab_size: int, ranks: Ranks, device: torch.device, auto: dict[str, Any] | None = None
 ) -> Learner:
-    """The learner of a config. `auto` holds what was decided in an earlier start; what it lacks is decided here."""
-    auto = auto or {}
+    """The learner of a config. What `auto` says, decided by an earlier start on such a device, holds again."""
+    decided = auto if auto and auto["device"] == device.type else {}
+    train = config.train
     model = make_model(config.model, vocab_size, config.run.seed).to(device)
-    if config.train.compile is True or (config.train.compile == "auto" and device.type == "cuda"):
+    if train.compile is True or (train.compile == "auto" and device.type == "cuda"):
         for block in model.blocks:
             block.compile(dynamic=False)
-    precision = Precision(auto.get("precision") or resolve(config.train.precision, device), device)
+    automatic = train.precision == "auto" and "precision" in decided
+    precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
     rows = -(-rows_per_step(config) // ranks.world_size)
+    micro_rows = train.micro_rows
+    if micro_rows == "auto":
+        micro_rows = decided.get("micro_rows") or ranks.smallest(fitting_rows(config, model, vocab_size, rows, device))
     return Learner(
         config=config,
         ranks=ranks,
@@ -195,7 +220,7 @@ def build_learner(
             muon_dtype=torch.bfloat16 if precision.name == "bf16" else torch.float32,
         ),
         precision=precision,
-        micro_rows=auto.get("micro_rows") or pick_micro_rows(config, model, vocab_size, rows, device),
+        micro_rows=min(micro_rows, rows),
     )
 
 
@@ -207,6 +232,8 @@ class Parts:
     learner: Learner
     data: Prepared
     loader: Loader
+    prompts: list[list[int]]
+    """Ids of what samples begin with."""
     total: int
     """Steps of the whole run."""
 
@@ -215,8 +242,19 @@ class Parts:
         length = getattr(self.config, section).every
         return max(1, steps_of(length, self.total, self.config.train.batch_tokens))
 
-    def validate(self, max_tokens: int | None) -> dict[str, float]:
-        """`val/...` over the fixed validation rows, `max_tokens` of them or all; the same on every rank."""
+    def evaluate(self, *, last: bool) -> tuple[dict[str, float], float]:
+        """(`val/...` metrics, nll to compare checkpoints by); the same on every rank.
+
+        The metrics are over `eval.max_tokens` validation rows, always the same ones, and over all rows when `last`;
+        the nll is always over the same ones, since that of other rows says nothing about the model.
+        """
+        scores = self._score(self.config.eval.max_tokens)
+        nll = scores["val/nll"]
+        if last and self.config.eval.max_tokens < self.data.val.rows * self.data.context:
+            scores = self._score(None)
+        return scores, nll
+
+    def _score(self, max_tokens: int | None) -> dict[str, float]:
         with evaluating(self.learner.model):
             return evaluate(*self._held_out(max_tokens), reduce=self.learner.ranks.sum, metrics=metrics)
 
@@ -241,19 +279,17 @@ class Parts:
         wanted, tokenizer = self.config.eval, self.data.tokenizer
         if not wanted.sample_tokens or self.learner.ranks.rank > 0:
             return []
-        prompts = [[tokenizer.end_id, *tokenizer.encode(prompt)] for prompt in wanted.prompts]
         with evaluating(self.learner.model):
             made = generate(
-                self.learner.model, prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
+                self.learner.model, self.prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
                 stop_id=tokenizer.end_id, seed=fold_seed(self.config.run.seed, "sample"),
             )  # fmt: skip
         return [{"prompt": p, "text": tokenizer.decode(ids)} for p, ids in zip(wanted.prompts, made, strict=True)]
 
     def save(self, path: Path, state: State, nll: float | None) -> None:
-        """Write a checkpoint; with a val/nll lower than any saved so far it is the best one."""
-        best = nll is not None and (state.best is None or nll < state.best)
-        if best:
-            state.best = nll
+        """Write a checkpoint; with an `nll` lower than any saved so far it is the best one."""
+        if nll is not None and math.isfinite(nll) and (state.best is None or nll < state.best):
+            state.best, state.best_step = nll, state.step
         state.scaler = self.learner.precision.state()
 
         def write(directory: Path) -> None:
@@ -262,7 +298,7 @@ class Parts:
             checkpoint.write_tensors(directory, self.learner.optimizers.state())
 
         if self.learner.ranks.rank == 0:
-            checkpoint.save(path, state.step, write, dataclasses.asdict(state), keep=self.config.save.keep, best=best)
+            checkpoint.save(path, state.step, write, dataclasses.asdict(state), keep=self.config.save.keep)
 
     def load(self, directory: Path, state: State) -> None:
         """Restore weights, optimizer and loss scale from a verified checkpoint."""
@@ -271,16 +307,17 @@ class Parts:
         self.learner.precision.load_state(state.scaler)
 
 
-def build(
-    config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device, auto: dict[str, Any] | None = None
-) -> Parts:
-    """The parts of a run; `auto` as for `build_learner`."""
-    learner = build_learner(config, data.tokenizer.vocab_size, ranks, device, auto)
+def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device, state: State) -> Parts:
+    """The parts of a run that is in `state`. Raises ValueError for a prompt that the tokenizer cannot spell."""
+    tokenizer = data.tokenizer
+    prompts = [[tokenizer.end_id, *tokenizer.encode(prompt)] for prompt in config.eval.prompts]
+    learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto)
+    rows = rows_per_step(config)
     loader = Loader(
-        data, batch_rows=rows_per_step(config), micro_rows=learner.micro_rows, rank=ranks.rank,
-        world_size=ranks.world_size, seed=config.run.seed, pin=device.type == "cuda",
+        data, batch_rows=rows, micro_rows=learner.micro_rows, rank=ranks.rank, world_size=ranks.world_size,
+        seed=config.run.seed, offset=state.row - state.step * rows, pin=device.type == "cuda",
     )  # fmt: skip
-    return Parts(config, learner, data, loader, total_steps(config, data.train.rows))
+    return Parts(config, learner, data, loader, prompts, total_steps(config, data.train.rows, state))
 
 
 def prepare_once(config: RunConfig, place: Place) -> Prepared:
@@ -311,10 +348,8 @@ def memory_parts(config: RunConfig, model: Transformer, vocab_size: int, rows: i
     return memory.estimate(model.parameter_count(), by_muon, rows, shape.context, shape.layers, shape.dim, vocab_size)
 
 
-def pick_micro_rows(config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device) -> int:
-    """Rows of a micro-batch: as configured, or as many of a rank's `rows` as fit in memory."""
-    if config.train.micro_rows != "auto":
-        return min(config.train.micro_rows, rows)
+def fitting_rows(config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device) -> int:
+    """As many of a rank's `rows` as fit in memory at once, give or take what divides them."""
     part = memory_parts(config, model, vocab_size, 1)
     per_row = part.pop("activations") + part.pop("logits")
     return memory.largest_micro_rows(rows, memory.free_bytes(device), sum(part.values()), per_row)

@@ -113,7 +113,7 @@ def verify(directory: Path) -> dict[str, Any]:
     try:
         state = json.loads((directory / STATE).read_text())
         files, digest = dict(state["files"]), state.pop("self")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # other OSErrors are no damage, but trouble
         raise Damaged(f"{directory}: no readable {STATE} ({type(error).__name__})") from None
     if digest != _digest(state):
         raise Damaged(f"{directory / STATE}: its own hash differs")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import durable
-from configs import ConfigError, RunConfig, changes, dump, entry, explain, load, parse, to_tree
+from configs import ConfigError, RunConfig, changes, dump, entry, explain, load, parse, read_tree, to_tree
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
     from assemble import Parts, State
-    from trainer.distributed import Place
+    from data import Prepared
+    from trainer.distributed import Place, Ranks
     from trainer.rundir import RunState
     from trainer.signals import StopRequest
     from trainer.tracking import Tracker
@@ -45,24 +46,37 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
-    """Own the run's directory while training, and leave its status behind whatever happens; returns the exit code."""
+    """Own the run's directory while training, and leave its status behind whatever happens; returns the exit code.
+
+    Ranks above 0 return 0 for an ending that all agreed on: at the first other code torchrun would end rank 0, which
+    still has files to write.
+    """
     from trainer.distributed import Place
     from trainer.rundir import EXIT_CODES, hold, write_status
+    from trainer.signals import EXIT_KILLED, Stopped, StopRequest
 
     path, place = Path(config.run.dir) / config.run.name, Place.from_environment()
+
+    def leave(state: "RunState", code: int | None) -> None:
+        if place.rank == 0:
+            write_status(path, state, last_step(path), code)
+
     with ExitStack() as stack:
-        outcome: RunState = "failed"
+        stop = stack.enter_context(StopRequest(last_words=lambda: leave("stopped", EXIT_KILLED)))
         if place.rank == 0:
             stack.enter_context(hold(path, restart=restart))
-            write_status(path, "running", last_step(path), None)
-            stack.callback(lambda: write_status(path, outcome, last_step(path), EXIT_CODES[outcome]))
+        leave("running", None)
         try:
-            outcome = train(config, path, place, profile=profile)
-        except Exception as error:
-            code, _ = explain(error) or (1, [])
-            outcome = next(state for state, its in EXIT_CODES.items() if its == code)
+            state = train(config, path, place, stop, profile=profile)
+        except Stopped as error:
+            print(f"{error} before or after training; the same command goes on", file=sys.stderr)
+            state = "stopped"
+        except BaseException as error:
+            code, _ = explain(error) or (EXIT_CODES["failed"], [])
+            leave(next((name for name, its in EXIT_CODES.items() if its == code), "failed"), code)
             raise
-        return EXIT_CODES[outcome]
+        leave(state, EXIT_CODES[state])
+    return EXIT_CODES[state] if place.rank == 0 else 0
 
 
 def last_step(path: Path) -> int:
@@ -70,47 +84,69 @@ def last_step(path: Path) -> int:
     return max([0, *map(durable.step_of, durable.list_checkpoints(path))])
 
 
-def train(config: RunConfig, path: Path, place: "Place", *, profile: bool) -> "RunState":
-    """Prepare, restore, fit and sum up."""
-    from assemble import build, prepare_once, set_up_process
-    from scripts.summary import conclude
+def train(config: RunConfig, path: Path, place: "Place", stop: "StopRequest", *, profile: bool) -> "RunState":
+    """Prepare, join the other ranks, and go through the run together."""
+    from assemble import prepare_once, set_up_process
     from trainer.distributed import Ranks, pick_device
-    from trainer.signals import StopRequest
-    from trainer.tracking import Tracker
 
     device = pick_device(config.run.device, place)
     set_up_process(config, place, device)
-    state, checkpoint = restore(config, path, quiet=place.rank > 0)
+    found = restore(config, path) if place.rank == 0 else None  # a refusal should not wait for a preparation
     data = prepare_once(config, place)
-    if state.data not in (None, data.fingerprint):
-        raise ValueError(f"{path} was trained on another corpus than the one prepared now; --restart starts anew")
-
     ranks = Ranks(place, device)
     try:
-        parts = build(config, data, ranks, device, state.auto)
-        state.auto, state.data = parts.learner.auto, data.fingerprint
-        if checkpoint:
-            parts.load(checkpoint, state)
-        if state.step >= parts.total:
-            if ranks.rank == 0:
-                print(conclude(path, config, data, "done"))
-            return "done"
-        ranks.barrier()  # every rank has read the checkpoint: from here on rank 0 may prune
-        if ranks.rank == 0:
-            record_start(config, path, state, parts)
-        tracker = Tracker(
-            path, config.track, config_tree=to_tree(config), name=config.run.name, total_steps=parts.total,
-            start_step=state.step, wandb_id=state.wandb_id, enabled=ranks.rank == 0,
-        )  # fmt: skip
-        state.wandb_id = tracker.wandb_id
-        with StopRequest() as stop, profiler(path, wanted=profile and ranks.rank == 0) as tick:
-            outcome = fit(parts, state, tracker, stop, path, tick)
-        if ranks.rank == 0:
-            tracker.message(conclude(path, config, data, outcome))
-        tracker.close(0)
+        outcome = go_through(config, path, data, ranks, found, stop, profile=profile)
+        ranks.barrier()  # nobody leaves while others still talk
         return outcome
     finally:
         ranks.close()
+
+
+def go_through(
+    config: RunConfig,
+    path: Path,
+    data: "Prepared",
+    ranks: "Ranks",
+    found: "tuple[State, Path | None] | None",
+    stop: "StopRequest",
+    *,
+    profile: bool,
+) -> "RunState":
+    """Build the parts, restore what rank 0 `found`, fit and sum up."""
+    from assemble import build
+    from scripts.summary import conclude
+    from trainer.checkpoint import point_to_best
+    from trainer.rundir import EXIT_CODES
+    from trainer.tracking import Tracker
+
+    shared = ranks.share(found)
+    assert shared is not None
+    state, checkpoint = shared
+    if state.data not in (None, data.fingerprint):
+        raise ValueError(f"{path} was trained on another corpus than the one prepared now; --restart starts anew")
+    parts = build(config, data, ranks, ranks.device, state)
+    state.auto, state.data = parts.learner.auto, data.fingerprint
+    if checkpoint:
+        parts.load(checkpoint, state)
+    if state.step >= parts.total:
+        if ranks.rank == 0:
+            point_to_best(path, state.best_step)
+            print(conclude(path, config, data, "done"))
+        return "done"
+    ranks.barrier()  # every rank has read the checkpoint: from here on rank 0 may prune
+    if ranks.rank == 0:
+        record_start(config, path, state, parts)
+    tracker = Tracker(
+        path, config.track, config_tree=to_tree(config), name=config.run.name, total_steps=parts.total,
+        start_step=state.step, wandb_id=state.wandb_id, enabled=ranks.rank == 0,
+    )  # fmt: skip
+    state.wandb_id = tracker.wandb_id
+    with stop.polling(), profiler(path, wanted=profile and ranks.rank == 0) as tick:
+        outcome = fit(parts, state, tracker, stop, path, tick)
+    if ranks.rank == 0:
+        tracker.message(conclude(path, config, data, outcome))
+    tracker.close(EXIT_CODES[outcome])
+    return outcome
 
 
 def fit(
@@ -123,10 +159,14 @@ def fit(
     from trainer.window import Window
 
     config, learner, ranks, total = parts.config, parts.learner, parts.learner.ranks, parts.total
+    rows = parts.loader.batch_rows
     track_every, eval_every, save_every = (parts.every(section) for section in ("track", "eval", "save"))
     guard = Guard(learner.device, **state.guard)
-    window = Window(learner.device, state.sums if ranks.rank == 0 else None)
-    meter = Throughput(learner.flops_per_token, learner.peak_flops, world_size=ranks.world_size, device=learner.device)
+    window = Window(learner.device, state.sums if ranks.rank == 0 else dict.fromkeys(state.sums, 0.0))
+    meter = Throughput(
+        learner.flops_per_token, learner.peak_flops, world_size=ranks.world_size, device=learner.device,
+        elapsed=state.seconds,
+    )  # fmt: skip
     for step in meter.waits(parts.loader.steps(state.step, total)):
         for i, batch in enumerate(step.micro):
             learner.seed_dropout(step.index, i)
@@ -139,18 +179,21 @@ def fit(
         factor = rate_factor(step.index, total, config.schedule, config.train.batch_tokens)
         learner.update(factor, finite)
         window.close_step(finite, norm)
-        state.step, state.tokens = step.index + 1, state.tokens + step.targets
+        state.step, state.row, state.tokens = step.index + 1, state.row + rows, state.tokens + step.targets
         meter.add(step.targets)
+        tracker.progress(state.step)
         tick()
 
         row: dict[str, float] = {}
+        nll = None
         saving = due(state.step, save_every, total)
         if due(state.step, track_every, total):
             row |= train_row(window.read(ranks.sum), factor * config.optim.rates.matrix) | meter.read()
             row |= {"train/skipped": guard.read()}
         if saving or due(state.step, eval_every, total):
             with meter.paused():
-                row |= parts.validate(None if state.step == total else config.eval.max_tokens)
+                scores, nll = parts.evaluate(last=state.step == total)
+                row |= scores
                 tracker.samples(state.step, parts.samples())
         if row:
             tracker.log(state.step, state.tokens, row)
@@ -158,11 +201,11 @@ def fit(
         if saving or stopping:
             with meter.paused():
                 tracker.sync()
-                state.sums, state.guard = window.state(ranks.sum), guard.state()
-                parts.save(path, state, row.get("val/nll"))
+                state.sums, state.guard, state.seconds = window.state(ranks.sum), guard.state(), meter.elapsed
+                parts.save(path, state, nll)
         if stopping:
             return "stopped"
-        if guard.gave_up:
+        if guard.gives_up(state.step):
             return "diverged"
     return "done"
 
@@ -179,7 +222,7 @@ def train_row(sums: dict[str, float], rate: float) -> dict[str, float]:
     }
 
 
-def restore(config: RunConfig, path: Path, *, quiet: bool) -> tuple["State", Path | None]:
+def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
     """What the newest intact checkpoint of the run says, and where it is; a fresh state when there is none.
 
     Raises ConfigError when the config makes it another run, and `Damaged` when no checkpoint is intact.
@@ -187,28 +230,34 @@ def restore(config: RunConfig, path: Path, *, quiet: bool) -> tuple["State", Pat
     from assemble import State
 
     checkpoint, passed_over = durable.newest_checkpoint(path)
+    for reason in passed_over:
+        print(f"warning: damaged checkpoint passed over: {reason}", file=sys.stderr)
+    if not (path / "config.yaml").is_file():
+        if checkpoint:
+            raise durable.Damaged(f"{path}: has checkpoints but no config.yaml")
+        return State(), None
+    found = changes(read_tree(path / "config.yaml"), config)
+    if found.identity:
+        end = f"{path} began with another config; --restart starts anew, or choose another run.name"
+        raise ConfigError([*map(str, found.identity), end])
     if checkpoint is None:
         return State(), None
-    if not quiet:
-        for reason in passed_over:
-            print(f"warning: damaged checkpoint passed over: {reason}", file=sys.stderr)
-    found = changes(to_tree(load(path / "config.yaml")), config)
-    if found.identity:
-        end = f"{path} was trained with another config; --restart starts anew, or choose another run.name"
-        raise ConfigError([*map(str, found.identity), end])
-    return State.read(durable.verify(checkpoint)), checkpoint
+    state = State.read(checkpoint)
+    if any(change.key.startswith("loss") for change in found.recorded):
+        state.sums = {}  # a window does not mix the sums of two objectives
+    return state, checkpoint
 
 
 def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") -> None:
     """Write down what this start runs with, and drop what a crash or a damaged checkpoint left behind."""
     import torch
 
-    from trainer.checkpoint import forget_after
+    from trainer.checkpoint import go_on_from
     from trainer.rundir import append_line, environment
 
-    forget_after(path, state.step)
+    go_on_from(path, state.step, state.best_step)
     if state.step:
-        for change in changes(to_tree(load(path / "config.yaml")), config).recorded:
+        for change in changes(read_tree(path / "config.yaml"), config).recorded:
             append_line(path / "changes.jsonl", {"step": state.step, **vars(change)})
     durable.atomic_write(path / "config.yaml", dump(config))
     learner = parts.learner
@@ -232,7 +281,8 @@ def profiler(path: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
 
     def report(profile: torch.profiler.profile) -> None:
         profile.export_chrome_trace(str(path / "profile.json"))
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+        clock = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=clock, row_limit=15))
         print(f"trace: {path / 'profile.json'} (chrome://tracing or ui.perfetto.dev)")
 
     once = torch.profiler.schedule(wait=3, warmup=1, active=6, repeat=1)

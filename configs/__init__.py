@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cli import entry, explain, parse
-    from .loader import ConfigError, dump, load
+    from .loader import ConfigError, dump, load, read_tree
     from .reference import describe
     from .schema import Change, Changes, RunConfig, changes, to_tree
 
@@ -20,6 +20,7 @@ _HOME = {
     "explain": "cli",
     "load": "loader",
     "parse": "cli",
+    "read_tree": "loader",
     "to_tree": "schema",
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "explain",
     "load",
     "parse",
+    "read_tree",
     "to_tree",
 ]
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from data.config import SourceConfig
+from data.config import SOURCE_NAME, SourceConfig
 from loss.terms import check as check_loss
 from model.config import ModelConfig
-from trainer.schedule import parse_tokens, steps_of
+from trainer.schedule import parse_tokens
 
 from .schema import Path, RunConfig, dotted
 
@@ -30,7 +30,6 @@ _SOURCE_FIELDS = {
     "hf": ("path", "name", "split", "data_files", "streaming", "text", "max_documents"),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def hint(word: str, known: Mapping[str, str] | Iterable[str]) -> str:
@@ -77,8 +76,9 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
     groups = {("data", "sources"): config.data.sources, ("data", "split", "sources"): config.data.split.sources}
     for place, name, source in ((p, n, s) for p, group in groups.items() for n, s in group.items()):
         path = (*place, name)
-        if not _SOURCE_NAME.fullmatch(name):
-            yield Problem(path, f"{dotted(path)}: the name of a source is 1 to 64 letters, digits, _ and -")
+        if not re.fullmatch(SOURCE_NAME, name):
+            rule = "is 1 to 64 letters, digits, _ and -, the first a letter or digit"
+            yield Problem(path, f"{dotted(path)}: the name of a source {rule}")
         used = _SOURCE_FIELDS[source.kind]
         if not getattr(source, used[0]):
             yield Problem(path, f"{dotted(path)}: kind {source.kind} needs {used[0]}", ((*path, used[0]),))
@@ -163,7 +163,11 @@ def _train(config: RunConfig) -> Iterator[Problem]:
 
 
 def _lengths(config: RunConfig) -> Iterator[Problem]:
-    """Texts that are lengths or token counts, and a schedule that fits the run."""
+    """Texts that are lengths or token counts.
+
+    A warm-up and a decay may overlap or be longer than the run: the rate is the product of both, and a short run of a
+    recipe then has a lower peak.
+    """
     lengths = {
         ("schedule", "warmup"): config.schedule.warmup,
         ("schedule", "decay"): config.schedule.decay,
@@ -171,18 +175,13 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
         ("save", "every"): config.save.every,
         ("track", "every"): config.track.every,
     }
-    fine = True
     for path, length in lengths.items():
         message = _bad_length(length, zero=path[0] == "schedule")
         if message:
-            fine = False
             yield Problem(path, f"{dotted(path)}: {message}")
     tokens = config.train.tokens
     if tokens is not None and (message := _bad_tokens(tokens)):
-        fine = False
         yield Problem(("train", "tokens"), f"train.tokens: {message}")
-    if fine and sum(x is not None for x in (config.train.steps, tokens, config.train.epochs)) == 1:
-        yield from _fits(config)
 
 
 def _bad_length(length: int | float | str, zero: bool) -> str:
@@ -198,27 +197,3 @@ def _bad_tokens(tokens: int | str, zero: bool = False) -> str:
         return "" if parse_tokens(tokens) > 0 or zero else f"{tokens!r} is not above 0"
     except ValueError as error:
         return str(error)
-
-
-def _fits(config: RunConfig) -> Iterator[Problem]:
-    """Warm-up and decay within the run; two fractions, or a run in epochs, are judged by the fractions alone."""
-    schedule, train = config.schedule, config.train
-    parts = {"warmup": schedule.warmup} | ({"decay": schedule.decay} if schedule.name == "wsd" else {})
-    fractions = {name: part for name, part in parts.items() if isinstance(part, float)}
-    total = train.steps
-    if total is None and train.tokens is not None:
-        total = -(-parse_tokens(train.tokens) // train.batch_tokens)
-    if total is None or len(fractions) == len(parts):
-        sizes: dict[str, float] = dict(fractions)
-        total, unit = 1, "the run"
-    else:
-        sizes = {name: steps_of(part, total, train.batch_tokens) for name, part in parts.items()}
-        unit = f"{total} steps"
-    if round(sum(sizes.values()), 9) > total:
-        name = next((name for name in sizes if name not in fractions), "decay")
-        rest = round(total - sum(size for other, size in sizes.items() if other != name), 9)
-        room = f"; {name} may be at most {rest}" if rest >= 0 else ""
-        what = " and ".join(f"{name} {size}" for name, size in sizes.items())
-        verb = "is" if len(sizes) == 1 else "add up to"
-        message = f"schedule.{name}: {what} {verb} more than {unit}{room}"
-        yield Problem(("schedule", name), message, (("train",), ("schedule",)))

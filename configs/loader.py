@@ -13,7 +13,7 @@ Short forms are written out in each layer before it is merged. Every value keeps
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -38,6 +38,20 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         return "\n".join([*self.errors, f"{count}; nothing was run."])
+
+
+def read_tree(path: FilePath) -> dict[str, Any]:
+    """A config that `dump` wrote, as it stands: not checked, so that one of an older schema can be read too.
+
+    Raises ConfigError when there is no mapping in it.
+    """
+    try:
+        tree = parse(path.read_text(encoding="utf-8")).tree
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read ({error})"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: holds no config"])
+    return tree
 
 
 @dataclass(frozen=True, order=True)
@@ -69,18 +83,34 @@ class _Reading:
         start = places.get((), _Place(self.layers, 1, f"{name}:1" if numbered else name))
         for line, message in document.problems:
             self.errors.append((_Place(self.layers, line, f"{name}:{line}" if numbered else name), message))
-        self.places |= {at[:i]: start for i in range(1, len(at) + 1)}
-        self.places |= {(*at, *path): place for path, place in places.items()}
+        own = {at[:i]: start for i in range(1, len(at) + 1)} | {(*at, *path): place for path, place in places.items()}
         value = document.tree
         for part in reversed(at):
             value = {part: value}
-        self.tree = _merge(self.tree, expand(value), (), len(at))
+        value = expand(value)
+        self.tree = _merge(self.tree, value, (), len(at))
+        there = set(_paths(self.tree, ()))  # a replaced mapping leaves no places behind
+        self.places = {path: place for path, place in self.places.items() if path in there}
+        self.places |= {path: _nearest(own, path) or start for path in _paths(value, ()) if path} | own
 
     def place(self, path: Path) -> _Place:
         """Where the value at `path`, or the nearest one around it, was written."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, _Place(0, 1, "config"))
+        return _nearest(self.places, path) or _Place(0, 1, "config")
+
+
+def _nearest(places: Mapping[Path, _Place], path: Path) -> _Place | None:
+    """The place of `path`, or of the nearest value around it."""
+    while path and path not in places:
+        path = path[:-1]
+    return places.get(path)
+
+
+def _paths(value: Any, path: Path) -> Iterator[Path]:
+    """The paths of a value and of all inside it."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for part, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(below, (*path, part))
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:

@@ -87,13 +87,20 @@ def _plural(words: str) -> str:
 def _range(node: Node) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
-    first = f"[{low:g}" if low is not None else f"({above:g}" if above is not None else None
-    last = f"{high:g}]" if high is not None and high < 10**5 else f"{below:g})" if below and below < 10**5 else None
+    high, below = (None if bound is None or bound >= 2**53 else bound for bound in (high, below))  # the type's own
+    first = f"[{_number(low)}" if low is not None else f"({_number(above)}" if above is not None else None
+    last = f"{_number(high)}]" if high is not None else f"{_number(below)})" if below is not None else None
     if first and last:
         return f" in {first}, {last}"
     if first:
-        return f" >= {low:g}" if low is not None else f" > {above:g}"
+        return f" >= {first[1:]}" if low is not None else f" > {first[1:]}"
+    if last:
+        return f" <= {last[:-1]}" if high is not None else f" < {last[:-1]}"
     return ""
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 @dataclass(frozen=True)

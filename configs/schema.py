@@ -65,13 +65,19 @@ TAGS: dict[Tag, tuple[str, ...]] = {
         "data.pack",
         "data.mixture",
         "model",
+        "optim.name",  # another optimizer cannot go on with this one's state
     ),
     # accepted, and appended to changes.jsonl
     "recorded": (
         "run.deterministic",
         "data.max_bad_fraction",
         "loss",
-        "optim",
+        "optim.rates",
+        "optim.betas",
+        "optim.eps",
+        "optim.momentum",
+        "optim.weight_decay",
+        "optim.grad_clip",
         "schedule",
         "train",
         "eval",

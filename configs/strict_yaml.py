@@ -94,8 +94,15 @@ def parse(text: str) -> Document:
 def _value(node: Node, path: Path, document: Document) -> Any:
     document.lines[path] = node.start_mark.line + 1
     if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
-        items = [_value(item, (*path, i), document) for i, item in enumerate(node.value)]
-        return [item for item in items if item is not _BAD]
+        items: list[Any] = []
+        for item_node in node.value:
+            place = (*path, len(items))  # where the item is in the tree, in which there is no bad one before it
+            item = _value(item_node, place, document)
+            if item is _BAD:
+                del document.lines[place]
+            else:
+                items.append(item)
+        return items
     if isinstance(node, MappingNode) and node.tag == f"{_TAG}map":
         return _mapping(node, path, document)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from durable import atomic_write
 
+from .changes import INPUTS, file_digests
 from .config import DataConfig, SourceConfig
 from .encode import Job, TaskResult, available_workers, encode_tasks
 from .errors import DataError
@@ -37,6 +38,7 @@ def tasks_of(config: DataConfig) -> list[Task]:
 
 def build(config: DataConfig, directory: Path, progress: bool) -> Store:
     """Tokenizer, shards, manifest, in this order."""
+    inputs = json.dumps(file_digests(config), indent=1)  # before anything is read, so that no later change is missed
     tasks = tasks_of(config)
     tokenizer = _tokenizer(config, directory, tasks, progress)
     _check_space(directory, tasks, tokenizer)
@@ -59,7 +61,6 @@ def build(config: DataConfig, directory: Path, progress: bool) -> Store:
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "end_id": tokenizer.end_id,
-        "dtype": token_dtype(tokenizer.vocab_size).str,
         "problems": dict(problems),
         "python": platform.python_version(),
         "packages": {
@@ -72,6 +73,7 @@ def build(config: DataConfig, directory: Path, progress: bool) -> Store:
         "shards": [asdict(shard) for shard in shards],
     }
     _remove_other_shards(directory / "shards", {shard.name for shard in shards})
+    atomic_write(directory / INPUTS, inputs)
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1))
     return Store(directory, manifest)
 
@@ -97,12 +99,22 @@ def _encode(tasks: list[Task], job: Job, progress: bool) -> list[TaskResult]:
 
 
 def _check_space(directory: Path, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
-    """Refuse to start what cannot end: at least two bytes a token unless ids are bytes or characters."""
+    """Refuse to start what cannot end: about three bytes of text a token unless ids are bytes or characters.
+
+    What an earlier attempt has committed is not written again.
+    """
     itemsize = token_dtype(tokenizer.vocab_size).itemsize
-    per_byte = itemsize if len(tokenizer.pieces) == 257 or tokenizer.is_char else itemsize / 2
-    need, free = int(sum(task.size for task in tasks) * per_byte), shutil.disk_usage(directory).free
+    per_byte = itemsize if len(tokenizer.pieces) == 257 or tokenizer.is_char else itemsize / 3
+    there = sum(path.with_suffix(".bin").stat().st_size for path in _committed(directory / "shards"))
+    need = int(sum(task.size for task in tasks) * per_byte) - there
+    free = shutil.disk_usage(directory).free
     if need > free:
-        raise DataError(f"data.dir: {directory} needs about {need >> 20} MiB and has {free >> 20} MiB free")
+        raise DataError(f"data.dir: {directory} needs about {need >> 20} MiB more and has {free >> 20} MiB free")
+
+
+def _committed(folder: Path) -> list[Path]:
+    """The records of shards in a folder that have their tokens beside them."""
+    return [path for path in folder.glob("*.json") if path.with_suffix(".bin").is_file()]
 
 
 def check_problems(

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+"""What a source may be called: names become file names."""
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -92,6 +95,6 @@ class DataConfig:
     pack: PackConfig = PackConfig()
     """How documents become rows."""
     mixture: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
-    """Share of training tokens for each source; empty: in proportion to size."""
+    """Share of training tokens (valid targets) for each source; empty: in proportion to size."""
     max_bad_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
     """Refuse a corpus in which more documents than this are unreadable."""

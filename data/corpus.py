@@ -1,13 +1,17 @@
 """From a data config to a prepared corpus: tokenizer, token store, row plan. Each is made once and then only opened.
 
 A preparation may be killed at any point: what it had committed is used by the next attempt, and the directory ends up
-with the same bytes. A prepared corpus never looks at its sources again; delete its directory to read them anew.
+with the same bytes. A prepared corpus never reads its sources again, but says when they have changed; delete its
+directory to read them anew.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from durable import Damaged, atomic_write, file_lock, sha256
+from durable import Damaged, Locked, atomic_write, file_lock, sha256
 
 from .build import build, check_problems, given, remove_leftovers, tasks_of
-from .config import DataConfig
+from .changes import changed
+from .config import SOURCE_NAME, DataConfig, SourceConfig
 from .errors import DataError
-from .order import Order
 from .plan import Plan, RowPlan, make_plan, plan_id
+from .sample import verification_sample
 from .store import FORMAT, Store
 from .tokenizer import Tokenizer
 
@@ -76,6 +81,11 @@ class Prepared:
         for shard, start, length in zip(spans.shard.tolist(), spans.start.tolist(), spans.length.tolist(), strict=True):
             yield b"".join(table[self.store.tokens(shard)[start + 1 : start + length]])
 
+    def changed(self) -> list[str]:
+        """What differs in the sources from when they were read, a few words each: versions, or files by name, size
+        and time. Reads no document."""
+        return changed(self.config, self.store.manifest, self.directory)
+
     def summary(self) -> list[str]:
         """Facts worth printing, one a line."""
         shards, facts = self.store.shards, self.plan.facts
@@ -103,8 +113,9 @@ class Prepared:
 def prepare(config: DataConfig, context: int, *, progress: bool = True) -> Prepared:
     """Make what is missing of the corpus and its rows, and open it. Rows hold `context` inputs.
 
-    Other processes that prepare the same corpus wait. Raises DataError for bad input and Damaged for damaged files;
-    every byte is verified.
+    Other processes that prepare the same corpus wait. With `progress`, stderr shows bars, whom this one waits for, and
+    one line when the sources have changed since they were read. Raises DataError for bad input and Damaged for damaged
+    files; every byte is verified.
     """
     directory = _checked_directory(config, context)
     found = _open(directory, config, context)
@@ -114,7 +125,7 @@ def prepare(config: DataConfig, context: int, *, progress: bool = True) -> Prepa
             (directory / "plans").mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(f"data.dir: cannot make {directory}: {error.strerror}") from None
-        with file_lock(directory.parent / f".{directory.name}.lock", wait=True):
+        with _lock(directory.parent / f".{directory.name}.lock", progress):
             remove_leftovers(directory)
             store = Store.open(directory) or build(config, directory, progress)
             store.verify()
@@ -125,7 +136,27 @@ def prepare(config: DataConfig, context: int, *, progress: bool = True) -> Prepa
         found = Prepared(store, plan, config, context)
     else:
         found.store.verify()
+    if progress and (changes := found.changed()):
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        what = "; ".join(changes[:3]) + more
+        print(
+            f"the sources have changed since they were read ({what}): delete {directory} to read anew", file=sys.stderr
+        )
     return found
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: bool) -> Iterator[None]:
+    """Hold the lock of a corpus; says, once, if another process has it."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(path, wait=False))
+        except Locked:
+            if progress:
+                holder = path.read_text(encoding="utf-8").strip() or "another process"
+                print(f"waiting for {holder}, which prepares the same corpus", file=sys.stderr)
+            held.enter_context(file_lock(path, wait=True))
+        yield
 
 
 def lookup(config: DataConfig, context: int) -> Prepared | None:
@@ -151,15 +182,24 @@ class Estimate:
 
 
 def estimate(config: DataConfig) -> Estimate:
-    """A guess from file sizes alone, before anything is prepared: reads no document and writes nothing."""
+    """A guess from file sizes, before anything is prepared. Writes nothing, and reads nothing but, for `level: char`,
+    the start of a few documents, since the bytes of a character depend on the language."""
     _check(config)
     tasks = tasks_of(config)
     if any(task.config.streaming for task in tasks):
         return Estimate(None, None, None)
     countable = all(task.config.kind in ("python", "text") for task in tasks)
     nbytes = sum(task.size for task in tasks)
-    tokens = nbytes if config.tokenizer.level else int(nbytes / _BYTES_PER_TOKEN)
-    return Estimate(sum(len(task.parts) for task in tasks) if countable else None, nbytes, tokens)
+    match config.tokenizer.level:
+        case "byte":
+            per_token = 1.0
+        case "char":
+            sample = "".join(verification_sample(tasks)) or " "
+            per_token = len(sample.encode()) / len(sample)
+        case _:
+            per_token = _BYTES_PER_TOKEN
+    documents = sum(len(task.parts) for task in tasks) if countable else None
+    return Estimate(documents, nbytes, int(nbytes / per_token))
 
 
 def corpus_directory(config: DataConfig) -> Path:
@@ -172,11 +212,27 @@ def corpus_directory(config: DataConfig) -> Path:
         tokenizer["file"] = sha256(path)
     key = {
         "format": FORMAT,
-        "sources": [[name, given(source)] for name, source in config.sources.items()],
-        "val": [[name, given(source)] for name, source in config.split.sources.items()],
+        "sources": [[name, _located(source)] for name, source in config.sources.items()],
+        "val": [[name, _located(source)] for name, source in config.split.sources.items()],
         "tokenizer": tokenizer,
     }
     return Path(config.dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _located(source: SourceConfig) -> dict[str, Any]:
+    """What is given of a source, with the place of what is relative to the working directory."""
+    found = given(source)
+    if source.kind in ("text", "jsonl"):
+        found["files"] = [os.path.abspath(pattern) for pattern in source.files]
+        if source.exclude:  # its patterns are held against paths as they are spelled
+            found["spelled"] = source.files
+    if source.kind == "hf" and source.path is not None:
+        builder = "/" not in source.path  # a name on the hub has its files there
+        if source.data_files and builder:
+            found["data_files"] = [file if "://" in file else os.path.abspath(file) for file in source.data_files]
+        if os.path.exists(source.path):
+            found["path"] = os.path.abspath(source.path)
+    return found
 
 
 def _checked_directory(config: DataConfig, context: int) -> Path:
@@ -192,8 +248,9 @@ def _check(config: DataConfig) -> None:
         raise DataError("data.sources is empty: name at least one source")
     for where, sources in (("data.sources", config.sources), ("data.split.sources", config.split.sources)):
         for name, source in sources.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise DataError(f"{where}: the name {name!r} may hold letters, digits, - and _ only")
+            if not re.fullmatch(SOURCE_NAME, name):
+                rule = "is 1 to 64 letters, digits, _ and -, the first a letter or digit"
+                raise DataError(f"{where}: the name of a source {rule}, not {name!r}")
             if source.kind not in _NEEDS:
                 raise DataError(f"{where}.{name}.kind is {source.kind!r}; it may be {', '.join(_NEEDS)}")
             if not getattr(source, _NEEDS[source.kind]):
@@ -231,4 +288,4 @@ def _plan(store: Store, config: DataConfig, context: int) -> Plan:
 
 
 def _check_mixture(plan: Plan, config: DataConfig) -> None:
-    Order(plan.train.rows_by_source, config.mixture, 0)
+    plan.train.order(config.mixture, 0)

@@ -140,6 +140,8 @@ def encode_tasks(tasks: list[Task], job: Job, workers: int) -> Iterator[tuple[in
             futures = {executor.submit(_run_task, tasks[index]): index for index in largest_first}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except DataError as error:  # raised again from here: the frames of the pool would make it look like a bug
+        raise DataError(str(error)) from None
     except BrokenProcessPool:
         raise RuntimeError("a worker died while encoding, perhaps out of memory; the same command goes on") from None
     finally:
@@ -147,10 +149,11 @@ def encode_tasks(tasks: list[Task], job: Job, workers: int) -> Iterator[tuple[in
 
 
 def available_workers(tasks: Iterable[Task]) -> int:
-    """How many processes these tasks are worth."""
-    sizes = [task.size for task in tasks]
+    """How many processes these tasks are worth. A stream, whose size is not known, counts as large."""
+    tasks = list(tasks)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, len(sizes)) if sum(sizes) > POOL_BYTES else 1
+    large = sum(task.size for task in tasks) > POOL_BYTES or any(task.config.streaming for task in tasks)
+    return min(cores, len(tasks)) if large else 1
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .corpus import Prepared
 from .errors import DataError
-from .order import Order, permute
+from .order import permute
 from .plan import RowPlan
 
 IGNORE = -100
@@ -78,10 +78,15 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         seed: int,
+        offset: int = 0,
         pin: bool = False,
         prefetch: int = 2,
     ) -> None:
-        """`batch_rows` over all ranks, at most `micro_rows` at a time. Raises DataError for impossible numbers."""
+        """`batch_rows` over all ranks, at most `micro_rows` at a time. Raises DataError for impossible numbers.
+
+        Step s begins at row s * batch_rows + offset of the order: an offset goes on where steps of another size
+        ended.
+        """
         if batch_rows < 1 or micro_rows < 1 or not 0 <= rank < world_size:
             raise DataError(
                 f"{batch_rows=}, {micro_rows=}, {rank=}, {world_size=}: rows are at least 1, rank < world size"
@@ -89,8 +94,8 @@ class Loader:
         self.prepared = prepared
         self.batch_rows, self.micro_rows = batch_rows, micro_rows
         self.rank, self.world_size = rank, world_size
-        self.pin, self.prefetch = pin, prefetch
-        self.order = Order(prepared.train.rows_by_source, prepared.config.mixture, seed)
+        self.offset, self.pin, self.prefetch = offset, pin, prefetch
+        self.order = prepared.train.order(prepared.config.mixture, seed)
         self._train = _Rows(prepared, prepared.train)
         self._val = _Rows(prepared, prepared.val)
 
@@ -128,8 +133,8 @@ class Loader:
             thread.join()
 
     def step(self, index: int) -> Step:
-        """Step `index` of this rank: rows [index * batch_rows, (index + 1) * batch_rows) of the order, shared out."""
-        first = index * self.batch_rows
+        """Step `index` of this rank: its share of `batch_rows` rows of the order, from index * batch_rows + offset."""
+        first = index * self.batch_rows + self.offset
         rows = self.order.row_ids(np.arange(first, first + self.batch_rows))
         targets = int(self._train.targets[rows].sum())
         micro = list(self._batches(self._train, rows, self.micro_rows))
@@ -137,7 +142,7 @@ class Loader:
 
     def epochs_at(self, step: int) -> dict[str, float]:
         """How often each source with training rows has been gone through after `step` steps."""
-        used = self.order.used(step * self.batch_rows)
+        used = self.order.used(step * self.batch_rows + self.offset)
         named = zip(self.prepared.source_names, used.tolist(), self.order.rows.tolist(), strict=True)
         return {name: count / rows for name, count, rows in named if rows}
 

@@ -49,7 +49,8 @@ def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 class Order:
-    """Sample k -> (source, epoch, row): `rows` of each source, and `shares` by source or empty for all rows alike."""
+    """Sample k -> (source, epoch, row): `rows` of each source, and `shares` of the samples by source, or empty for all
+    rows alike. For shares of the tokens see `row_shares`."""
 
     def __init__(self, rows: Mapping[str, int], shares: Mapping[str, float], seed: int) -> None:
         self.rows = np.array(list(rows.values()), np.int64)
@@ -114,6 +115,14 @@ class Order:
         return out
 
 
+def row_shares(shares: Mapping[str, float], rows: Mapping[str, int], targets: Mapping[str, int]) -> dict[str, float]:
+    """Weights of rows that give each source its share of targets.
+
+    A row of source s holds targets_s / rows_s targets on average, so its weight is the share divided by that.
+    """
+    return {name: share * rows[name] / targets[name] if targets.get(name) else share for name, share in shares.items()}
+
+
 def _cumulative(rows: Mapping[str, int], shares: Mapping[str, float]) -> np.ndarray:
     """Shares added up, in parts of _PARTS. Raises DataError for one that cannot be kept."""
     total = sum(shares.values())
@@ -121,6 +130,7 @@ def _cumulative(rows: Mapping[str, int], shares: Mapping[str, float]) -> np.ndar
         if not rows.get(name):
             raise DataError(f"data.mixture: source {name!r} has no training rows")
         if weight / total < 1 / BLOCK:
-            raise DataError(f"data.mixture: {name!r} has a share of {weight / total:.2g}; the smallest is 1/{BLOCK}")
+            share = f"a share of {weight / total:.2g} of the rows"
+            raise DataError(f"data.mixture: {name!r} has {share}; the smallest is 1/{BLOCK}")
     weights = np.array([shares.get(name, 0.0) for name in rows], np.float64)
     return np.round(np.cumsum(weights) / total * _PARTS).astype(np.int64)

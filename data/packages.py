@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,13 +49,13 @@ def python_files(root: Path) -> Iterator[Path]:
 
 
 def versions(config: SourceConfig) -> dict[str, str]:
-    """Versions of the packages that a `python` source reads; empty for other kinds."""
+    """Versions of the packages that a `python` source reads, or `unknown`; empty for other kinds."""
     if config.kind != "python":
         return {}
     distributions = importlib.metadata.packages_distributions()
     found = {}
     for package in config.packages:
-        if package == "stdlib":
+        if package == "stdlib" or package.split(".")[0] in sys.stdlib_module_names:
             found[package] = platform.python_version()
         else:
             names = distributions.get(package.split(".")[0], [])

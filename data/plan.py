@@ -6,13 +6,14 @@ a new tokenization. A plan is a pure function of (store, split, pack, context).
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from .config import PackConfig, SplitConfig
+from .order import Order, row_shares
 from .pack import Spans, cut_stream, pack_bfd, split_long
 from .split import Documents, choose_documents, split_documents
 from .store import Store, from_file, to_bytes
@@ -64,6 +65,13 @@ class RowPlan:
         """Valid targets of each source, every source named."""
         counts = np.bincount(self.source, self.row_targets, minlength=len(self.names))
         return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
+
+    def order(self, mixture: Mapping[str, float], seed: int) -> Order:
+        """The order of these rows in which each source has its share of targets in `mixture`; empty: rows alike.
+
+        Raises DataError for a share that cannot be kept.
+        """
+        return Order(self.rows_by_source, row_shares(mixture, self.rows_by_source, self.targets_by_source), seed)
 
     @property
     def padding(self) -> float:

@@ -10,6 +10,8 @@ from .tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, load_file, tra
 
 CHUNK = 1 << 16
 """Characters that are drawn together: a long document is sampled throughout, not only at its start."""
+_TASKS, _SPREAD = 16, 8
+"""The tokenizer's sample comes from at least so many tasks of a source, or all, and from so many times its bytes."""
 _VERIFY_TASKS, _VERIFY_DOCUMENTS, _VERIFY_CHARACTERS = 16, 12, 20_000
 
 
@@ -33,27 +35,56 @@ def make_tokenizer(config: TokenizerConfig, tasks: Sequence[Task], progress: boo
 def training_sample(tasks: Sequence[Task], sample_bytes: int) -> Iterator[str]:
     """Chunks of the training sources, about `sample_bytes` in all, drawn by a hash of their place in the corpus.
 
-    Every source gives in proportion to its size; one whose size is unknown counts as one sample and gives its start.
+    Every source gives in proportion to its size; one whose size is unknown counts as one sample. What a `hash` or
+    `tail` split will hold out is drawn from like the rest, since the split is made later and may change: the
+    tokenizer's merges, though nothing else, are learned from held-out text too. `split.sources` are left out.
     """
-    training = [task for task in tasks if task.side == "train"]
-    sizes: dict[str, int] = {}
-    for task in training:
-        sizes[task.source] = sizes.get(task.source, 0) + task.size
-    sizes = {source: size or sample_bytes for source, size in sizes.items()}
+    by_source: dict[str, list[Task]] = {}
+    for task in tasks:
+        if task.side == "train":
+            by_source.setdefault(task.source, []).append(task)
+    sizes = {source: sum(task.size for task in own) or sample_bytes for source, own in by_source.items()}
     fraction = min(1.0, sample_bytes / max(sum(sizes.values()), 1))
-    left = {source: 1.1 * fraction * size + CHUNK for source, size in sizes.items()}  # sizes are estimates
-    for task in training:
-        if left[task.source] <= 0:
-            continue
+    for source, own in by_source.items():
+        yield from _sample_source(own, fraction * sizes[source])
+
+
+def _sample_source(tasks: Sequence[Task], wanted: float) -> Iterator[str]:
+    """About `wanted` bytes: chunks from all over some tasks or, of streams, the starts of some."""
+    chosen = _choose(tasks, wanted)
+    size = sum(task.size for task in chosen)
+    probability = min(1.0, wanted / size) if size else 1.0
+    left = 1.1 * wanted + CHUNK  # sizes are estimates
+    for rest, task in zip(range(len(chosen), 0, -1), chosen, strict=True):
+        limit = left if size else left / rest
+        left -= limit
         for document in read(task):
             text = document.text or ""
             for start in range(0, len(text), CHUNK):
-                if left[task.source] > 0 and _draw(task, document.id, start) < fraction:
+                if limit > 0 and _draw(task, document.id, start) < probability:
                     chunk = text[start : start + CHUNK]
-                    left[task.source] -= len(chunk)
+                    limit -= len(chunk)
                     yield chunk
-            if left[task.source] <= 0:
+            if limit <= 0:
                 break
+        left += limit
+        if left <= 0:
+            return
+
+
+def _choose(tasks: Sequence[Task], wanted: float) -> list[Task]:
+    """Enough tasks to draw `wanted` bytes from, in their order: all of a small source, a few of a huge one.
+
+    They are drawn by a hash, so that a sample of a huge corpus does not cost a reading of all of it.
+    """
+    chosen: list[Task] = []
+    size = 0
+    for task in sorted(tasks, key=lambda task: _draw(task, "", -1)):
+        if len(chosen) >= _TASKS and (size >= _SPREAD * wanted or not size):
+            break
+        chosen.append(task)
+        size += task.size
+    return sorted(chosen, key=lambda task: task.index)
 
 
 def verification_sample(tasks: Sequence[Task]) -> list[str]:

@@ -5,6 +5,7 @@ there are depends on the input alone, never on how many workers read them, so ev
 Nothing here imports a package whose source it reads.
 """
 
+import functools
 import glob
 import gzip
 import json
@@ -36,7 +37,8 @@ class Document:
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or the bytes (jsonl) or rows (hf) `start:stop` of an input; `id` names it in the store."""
+    """A file, or the bytes (jsonl) or rows (hf) `start:stop` of an input, or shard `start` of `stop` of a stream (hf);
+    `id` names it in the store."""
 
     path: str
     id: str
@@ -63,7 +65,7 @@ class Task:
 
 def list_tasks(source: str, side: Side, config: SourceConfig) -> list[Task]:
     """The tasks of one source, in the order of its documents. Raises DataError when there is nothing to read."""
-    lister = {"python": _python_parts, "text": _file_parts, "jsonl": _jsonl_parts, "hf": _hf_parts}[config.kind]
+    lister = {"python": _python_parts, "text": file_parts, "jsonl": _jsonl_parts, "hf": _hf_parts}[config.kind]
     sized = lister(source, config)
     whole = config.max_documents is not None and config.kind in ("jsonl", "hf")  # counted while reading, in one place
     if config.max_documents is not None and not whole:
@@ -71,7 +73,7 @@ def list_tasks(source: str, side: Side, config: SourceConfig) -> list[Task]:
     groups: list[list[tuple[Part, int]]] = []
     filled = TASK_BYTES
     for part, size in sized:
-        if filled >= TASK_BYTES and not (whole and groups):
+        if (filled >= TASK_BYTES or config.kind == "hf") and not (whole and groups):  # hf: parts are large already
             groups.append([])
             filled = 0
         groups[-1].append((part, size))
@@ -146,9 +148,10 @@ def _python_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
 # Files
 
 
-def _file_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
-    """Every file that the patterns match, once, sorted by name below the pattern's fixed folder."""
+def file_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
+    """(file, bytes) for all that the patterns match, once, sorted by name below the pattern's fixed folder."""
     found: dict[str, Part] = {}
+    real_folder = functools.cache(os.path.realpath)  # one look at each folder: files are many
     for pattern in config.files:
         paths = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
         base = _fixed_folder(pattern)
@@ -158,7 +161,9 @@ def _file_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
                 raise DataError(f"data source {source!r}: {pattern} is a directory; write {pattern.rstrip('/')}/**/*")
             name = os.path.relpath(path, base).replace(os.sep, "/")
             if os.path.isfile(path) and not _excluded(config, name, path):
-                found.setdefault(os.path.realpath(path), Part(path, name))
+                folder, last = os.path.split(path)
+                real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), last)
+                found.setdefault(real, Part(path, name))
                 matched += 1
         if not matched:
             raise DataError(f"data source {source!r}: no file matches {pattern!r} in {os.getcwd()}")
@@ -186,7 +191,7 @@ def _read_files(task: Task) -> Iterator[Document]:
 def _jsonl_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
     """Plain files in byte ranges, compressed ones whole. A line belongs to the range in which it starts."""
     sized = []
-    for part, size in _file_parts(source, config):
+    for part, size in file_parts(source, config):
         if part.path.endswith(".gz"):
             sized.append((part, size * _GZIP_RATIO))
         else:
@@ -236,8 +241,12 @@ def _parse_line(identity: str, line: bytes, field: str) -> Document:
 # Hugging Face datasets
 
 
+@functools.cache
 def _load(config: SourceConfig) -> Any:
-    """The dataset that a config names: a directory made by `save_to_disk`, a builder with files, or a hub name."""
+    """The dataset that a config names: a directory made by `save_to_disk`, a builder with files, or a hub name.
+
+    Loaded once for all tasks of a source, each of which would take as long again.
+    """
     try:
         import datasets
     except ImportError:
@@ -261,13 +270,17 @@ def _load(config: SourceConfig) -> Any:
 
 
 def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
+    _load.cache_clear()  # a list is made of what is there now
     data = _load(config)
     if config.text not in (data.column_names or [config.text]):
         columns = ", ".join(data.column_names)
         raise DataError(f"data source {source!r}: no column {config.text!r}; there are {columns}")
     path = str(config.path)
     if not hasattr(data, "num_rows"):  # a stream: its length is not known
-        return [(Part(path, config.split), 0)]
+        shards = int(getattr(data, "num_shards", 1))  # since datasets 3.2
+        return [
+            (Part(path, f"{config.split}-{i}" if shards > 1 else config.split, i, shards), 0) for i in range(shards)
+        ]
     size = int(data.data.nbytes)
     rows = max(1, int(TASK_BYTES * data.num_rows / max(size, 1)))
     return [
@@ -279,8 +292,11 @@ def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
 def _read_hf(task: Task) -> Iterator[Document]:
     data = _load(task.config)
     for part in task.parts:
-        rows = data if part.stop is None else data.select(range(part.start, part.stop))
-        for row, record in enumerate(rows, part.start):
+        if hasattr(data, "num_rows"):
+            first, rows = part.start, data.select(range(part.start, part.stop or 0))
+        else:
+            first, rows = 0, data.shard(part.stop, part.start) if (part.stop or 1) > 1 else data
+        for row, record in enumerate(rows, first):
             text = record.get(task.config.text)
             if isinstance(text, str):
                 text, broken = clean_text(text)

@@ -2,6 +2,7 @@
 
     <dir>/<hash12>/manifest.json     written last: without it there is no corpus
                    tokenizer.json
+                   inputs.json         what the input files looked like, to notice a change; no part of the corpus
                    shards/<name>.bin   little-endian u16 or u32: E t1 .. tn E t1 .. tm E
                    shards/<name>.npz   one array for each column, see COLUMNS; unknown ones are ignored
                    shards/<name>.json  counts and sha256, written last: the commit record of the shard
@@ -9,7 +10,7 @@
 
 E ends a document, and one stands at each end of a shard, so that a document of n tokens has n + 1 pairs
 (input, target): inputs bin[s : s + n + 1], targets bin[s + 1 : s + n + 2]. Boundaries are offsets, never found by
-looking for E. Nothing is pickled, and no file holds a time or a path of the machine.
+looking for E. Nothing is pickled, and no file but inputs.json depends on the times of files.
 """
 
 import functools
@@ -124,7 +125,7 @@ def write_shard(
 def find_shard(folder: Path, name: str) -> Shard | None:
     """The record of a shard that is there and intact, else None."""
     try:
-        shard = Shard(**json.loads((folder / f"{name}.json").read_text()))
+        shard = Shard(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
         shard.check(folder, content=True)
     except (OSError, ValueError, TypeError, Damaged):
         return None
@@ -146,7 +147,7 @@ class Store:
         """The corpus in a directory; None when it has not been committed. Raises Damaged when it cannot be read."""
         path = directory / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise Damaged(f"{path}: format {manifest['format']}, this program reads {FORMAT}; delete {directory}")
             return cls(directory, manifest)

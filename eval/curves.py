@@ -123,19 +123,29 @@ def _draw_curve(axes: "Axes", curve: _Curve, x: np.ndarray, y: np.ndarray) -> fl
 
 
 def _draw_references(axes: "Axes", rows: Sequence[Mapping[str, Any]], references: Mapping[str, float]) -> None:
-    """Dashed lines at the losses that equal the references, named at the left, where curves are high above them."""
+    """Dashed lines at the losses that equal the references, named at the right on the side where the curve is not."""
+    from matplotlib.patheffects import withStroke
+
     _, nll = _series(rows, "val/nll")
     _, bpb = _series(rows, "val/bpb", positive=True)
-    if not len(nll) or not len(bpb):
+    if not len(nll) or not len(bpb) or not references:
         return
+    heights = {label: float(bits * nll[-1] / bpb[-1]) for label, bits in references.items()}
     low, high = axes.get_ylim()
-    for label, bits in references.items():
-        height = float(bits * nll[-1] / bpb[-1])
-        low, high = min(low, height - 0.04 * (high - low)), max(high, height + 0.08 * (high - low))
-        axes.axhline(height, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(label, (0.012, height), xycoords=("axes fraction", "data"),
-                      xytext=(0, 2.5), textcoords="offset points", fontsize=7.5, color=_FAINT)  # fmt: skip
+    air = 0.1 * (max(high, *heights.values()) - min(low, *heights.values()))
+    low, high = min(low, min(heights.values()) - air), max(high, max(heights.values()) + air)
     axes.set_ylim(low, high)
+    before, right = math.inf, 0.99
+    for label, height in sorted(heights.items(), key=lambda item: item[1]):
+        right = right - 0.16 if abs(height - before) < 0.09 * (high - low) else 0.99  # beside the one below
+        before, beaten = height, nll[-1] <= height
+        axes.axhline(height, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            label, (right, height), xycoords=("axes fraction", "data"),
+            xytext=(0, 2.5 if beaten else -2.5), textcoords="offset points", ha="right",
+            va="bottom" if beaten else "top", fontsize=7.5, color=_FAINT,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
 
 
 def _dress(axes: "Axes", panel: _Panel, rows: Sequence[Mapping[str, Any]], shown: Sequence[np.ndarray]) -> None:

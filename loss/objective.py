@@ -196,6 +196,7 @@ class Statistics(torch.autograd.Function):
         return lp, lse, log_p.mean(-1) if needs_prior else None, log_p
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, a: Tensor | None, b: Tensor | None, c: Tensor | None, _: None
     ) -> tuple[Tensor | None, None, None]:

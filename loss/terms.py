@@ -70,6 +70,8 @@ def z(lp: "Tensor", lse: "Tensor", *, coef: Annotated[float, Ge(0)] = 1e-4) -> "
 def check(config: LossConfig) -> list[tuple[tuple[str | int, ...], str]]:
     """Every mistake in a loss config as (path below `loss`, message); empty when there is none."""
     problems: list[tuple[tuple[str | int, ...], str]] = []
+    if config.fused == "on":
+        problems.append((("fused",), "there is no fused head yet: auto or off"))
     if len(config.base) != 1:
         problems.append((("base",), f"takes exactly one term, not {len(config.base)}: {', '.join(TERMS)}"))
     places: list[tuple[str | int, ...]] = [("base",), *(("add", i) for i in range(len(config.add)))]

@@ -193,7 +193,8 @@ def sampler(
     def choose(logits: Tensor) -> list[int]:
         if temperature == 0:
             return logits.argmax(-1).tolist()
-        logits = logits / temperature
+        tiny = torch.finfo(logits.dtype).tiny  # the coldest there is; the best tokens stay at 0, the others may be -inf
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, tiny)
         logits = logits if top_k is None else keep_top_k(logits, top_k)
         logits = logits if top_p is None else keep_top_p(logits, top_p)
         logits = logits if min_p is None else keep_min_p(logits, min_p)

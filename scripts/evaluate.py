@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import entry, load
-from durable import atomic_write, find_checkpoint, verify
+from durable import atomic_write, find_checkpoint
 
 
 @entry
@@ -18,9 +18,10 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last, best or a step (default: last)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the run's)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
     args = parser.parse_args(argv)
-    result = measure(args.run, args.checkpoint)
+    result = measure(args.run, args.checkpoint, args.device)
     width = max(map(len, ["all", *result["labels"]]))
     print(f"{'':<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
     for name, row in {"all": result, **result["labels"]}.items():
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
         atomic_write(args.json, json.dumps(result, indent=1) + "\n")
 
 
-def measure(run: Path, which: str) -> dict[str, Any]:
+def measure(run: Path, which: str, device_name: str | None) -> dict[str, Any]:
     """`{"nll", "ppl", "bpb", "accuracy", "tokens", "labels": {source: the same}}` of a checkpoint, and which it was."""
     from assemble import State, build, set_up_process
     from data import prepare
@@ -38,13 +39,13 @@ def measure(run: Path, which: str) -> dict[str, Any]:
 
     checkpoint = find_checkpoint(run, which)
     config, place = load(run / "config.yaml"), Place()
-    device = pick_device(config.run.device, place)
+    device = pick_device(device_name or config.run.device, place)
     set_up_process(config, place, device)
-    state = State.read(verify(checkpoint))
+    state = State.read(checkpoint)
     data = prepare(config.data, config.model.context)
     if data.fingerprint != state.data:
         raise ValueError(f"{run} was trained on another corpus than the one prepared now")
-    parts = build(config, data, Ranks(place, device), device, state.auto)
+    parts = build(config, data, Ranks(place, device), device, state)
     parts.load(checkpoint, state)
     table = parts.score_sources()
     return {**table.pop(""), "checkpoint": checkpoint.name, "labels": table}

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from configs import entry
 
@@ -11,7 +12,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.generate", description="Write text with a trained model.")
     parser.add_argument("run", help="run directory or checkpoint")
     parser.add_argument("--prompt", default="", help="text to go on from; empty starts a document")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a step (default: best)")
+    parser.add_argument("--checkpoint", help="best, last or a step (default: best, before an evaluation last)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most likely tokens")
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> None:
     from durable import find_checkpoint
     from model import load_model, stream
 
-    path = find_checkpoint(args.run, args.checkpoint)
+    evaluated = (Path(args.run) / "checkpoints" / "best").is_file()
+    path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"))
     tokenizer, model = load_tokenizer(path), load_model(path, device=args.device)
     ids = stream(
         model,
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     print()
 
 
-def whole_characters(ids: Iterator[int], decode) -> Iterator[str]:
+def whole_characters(ids: Iterator[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
     """Text as it becomes certain: a token may end in the middle of a character."""
     seen: list[int] = []
     shown = ""

@@ -1,13 +1,14 @@
 """What a run would cost, without doing it: behind `python train.py CONFIG --dry-run`. Writes nothing."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 import torch
 
-from assemble import Learner, build_learner, memory_parts, rows_per_step, set_up_process, total_steps
+from assemble import Learner, State, build_learner, memory_parts, rows_per_step, set_up_process, total_steps
 from configs import RunConfig
-from data import Batch, Loader, Prepared, lookup
+from data import Batch, Prepared, estimate, load_tokenizer, lookup
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.meters import clock_text
 
@@ -26,8 +27,10 @@ def dry_run(config: RunConfig) -> int:
 
 
 def assumed_vocabulary(config: RunConfig) -> int:
-    """Ids that the tokenizer will have, before it exists; a character tokenizer's depend on the corpus."""
+    """Ids of a tokenizer that is not trained yet; one of characters depends on the corpus."""
     tokenizer = config.data.tokenizer
+    if tokenizer.file:
+        return load_tokenizer(tokenizer.file).vocab_size
     return tokenizer.train.vocab_size if tokenizer.train else 257
 
 
@@ -46,16 +49,16 @@ def facts(config: RunConfig, learner: Learner, data: Prepared | None, vocab_size
         ("memory", f"about {sum(memory.values()) / 2**20:,.0f} MiB (MiB: {parts})"),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, in micro-batches of {learner.micro_rows} rows"),
     ]  # fmt: skip
-    total = None
-    if data or config.train.epochs is None:
-        total = total_steps(config, data.train.rows if data else 0)
+    train_rows, by_source = expected_rows(config, data)
+    total = total_steps(config, train_rows, State()) if train_rows or config.train.epochs is None else None
+    if total:
         lines.append(("run", f"{total:,} steps = {total * config.train.batch_tokens:,} tokens"))
-    if data:
-        loader = Loader(data, batch_rows=rows, micro_rows=learner.micro_rows, seed=config.run.seed)
-        epochs = loader.epochs_at(total or 0)
-        lines.append(("epochs", ", ".join(f"{name} {value:.2f}" for name, value in epochs.items())))
+    if total and by_source:
+        used = rows_used(config, data, by_source, total * rows)
+        told = ", ".join(f"{name} {used[name] / have:.2f}" for name, have in by_source.items() if have)
+        lines.append(("epochs", told if data else f"about {told} (from the size of the sources)"))
     else:
-        lines.append(("epochs", "not known before `python -m scripts.prepare CONFIG`"))
+        lines.append(("epochs", "not known: a source does not tell its size"))
     seconds, micro_seconds, update_seconds = time_step(learner, vocab_size, rows)
     speed = rows * shape.context / seconds
     lines.append(("speed", f"{speed:,.0f} tokens/s: {micro_seconds * 1e3:,.0f} ms a micro-batch, "
@@ -65,6 +68,27 @@ def facts(config: RunConfig, learner: Learner, data: Prepared | None, vocab_size
             ("time", f"about {clock_text(total * seconds)} on one process, without evaluations and preparation")
         )
     return lines
+
+
+def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[str, int]]:
+    """Training rows in all and by source: counted when prepared, else from file sizes; (0, {}) when nothing tells."""
+    if data:
+        return data.train.rows, data.train.rows_by_source
+    by_source = {}
+    for name, source in config.data.sources.items():
+        tokens = estimate(dataclasses.replace(config.data, sources={name: source}, mixture={})).tokens
+        if tokens is None:
+            return 0, {}
+        by_source[name] = max(1, int(tokens * (1 - config.data.split.val)) // config.model.context)
+    return sum(by_source.values()), by_source
+
+
+def rows_used(config: RunConfig, data: Prepared | None, rows: dict[str, int], samples: int) -> dict[str, float]:
+    """How many of `samples` rows come from each source: as the order says, else in proportion to mixture or size."""
+    if data:
+        return dict(zip(rows, data.train.order(config.data.mixture, config.run.seed).used(samples), strict=True))
+    weights = config.data.mixture or rows
+    return {name: samples * weights[name] / sum(weights.values()) for name in rows}
 
 
 def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, float, float]:

@@ -28,6 +28,11 @@ def main(argv: Sequence[str]) -> None:
 
 def conclude(path: Path, config: RunConfig, data: "Prepared", outcome: str) -> str:
     """Draw the curves of a run that ends and return what to tell about it; a finished one is compared first."""
+    if outcome == "done":
+        from eval import compressed
+
+        (path / "eval").mkdir(exist_ok=True)
+        atomic_write(path / RESULTS, json.dumps({"compression": compressed(data.val_documents())}, indent=1) + "\n")
     draw_curves(path, config.run.name)
     match outcome:
         case "stopped":
@@ -36,11 +41,12 @@ def conclude(path: Path, config: RunConfig, data: "Prepared", outcome: str) -> s
             return (
                 f"diverged: loss or gradients were not finite, step after step; {path} holds the last good checkpoint"
             )
-    from eval import compressed
-
-    (path / "eval").mkdir(exist_ok=True)
-    atomic_write(path / RESULTS, json.dumps({"compression": compressed(data.val_documents())}, indent=1) + "\n")
     return describe(path, config)
+
+
+def compression(path: Path) -> dict[str, float]:
+    """Bits per byte of compressors on the run's held-out text; empty before the run is finished."""
+    return json.loads((path / RESULTS).read_text())["compression"] if (path / RESULTS).is_file() else {}
 
 
 def draw_curves(path: Path, name: str) -> None:
@@ -49,7 +55,7 @@ def draw_curves(path: Path, name: str) -> None:
     from trainer.tracking import read_metrics
 
     if rows := read_metrics(path):
-        draw(rows, path / "curves.png", name)
+        draw(rows, path / "curves.png", name, compression(path))
 
 
 def describe(path: Path, config: RunConfig) -> str:
@@ -66,10 +72,10 @@ def describe(path: Path, config: RunConfig) -> str:
         name=config.run.name,
         step=rows[-1]["step"],
         tokens=rows[-1]["tokens"],
-        seconds=sum_of_starts(rows),
+        seconds=rows[-1].get("time/elapsed") or 0.0,
         tokens_per_s=sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
         scores={key: value for key, value in last.items() if key.startswith("val/")},
-        compression=json.loads((path / RESULTS).read_text())["compression"] if (path / RESULTS).is_file() else None,
+        compression=compression(path),
         best=best_step(path, rows),
         paths={"curves": path / "curves.png", "metrics": path / "metrics.jsonl", "samples": path / "samples.jsonl"},
         commands=[
@@ -78,13 +84,6 @@ def describe(path: Path, config: RunConfig) -> str:
         ],
     )
     return f"{text}\n\n{last_sample(path)}".rstrip()
-
-
-def sum_of_starts(rows: Sequence[dict[str, Any]]) -> float:
-    """Seconds of training in all: `time/elapsed` begins anew with each start of the run."""
-    elapsed = [row["time/elapsed"] for row in rows if "time/elapsed" in row]
-    ends = [a for a, b in zip(elapsed, [*elapsed[1:], -1.0], strict=True) if b < a]
-    return sum(ends)
 
 
 def best_step(path: Path, rows: Sequence[dict[str, Any]]) -> tuple[int, float] | None:

@@ -63,3 +63,11 @@ def exact(rows: Sequence[dict]) -> list[dict]:
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(autouse=True)
+def _usual_floats():
+    """A run flushes denormals to zero for its whole process; hypothesis wants them back."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

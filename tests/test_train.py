@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import signal
 import time
@@ -22,12 +23,13 @@ def final_weights(bench: Bench, name: str) -> dict[str, torch.Tensor]:
     return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
 
 
-def assert_same_run(bench: Bench, one: str, other: str) -> None:
+def assert_same_run(bench: Bench, one: str, other: str, samples: bool = True) -> None:
     assert exact(bench.rows(one)) == exact(bench.rows(other))
     a, b = final_weights(bench, one), final_weights(bench, other)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    samples = [(bench.runs / name / "samples.jsonl").read_text() for name in (one, other)]
-    assert samples[0] == samples[1]
+    if samples:
+        texts = [(bench.runs / name / "samples.jsonl").read_text() for name in (one, other)]
+        assert texts[0] == texts[1] != ""
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,9 @@ def kill_at(bench: Bench, name: str, step: int, number: signal.Signals, *overrid
     """Start the run, send it a signal once its metrics reach `step`, and return its exit code."""
     process = bench.start(*bench.arguments(name, *overrides))
     file, deadline = bench.runs / name / "metrics.jsonl", time.monotonic() + 120
+    began = file.stat().st_mtime_ns if file.exists() else 0
     while process.poll() is None and time.monotonic() < deadline:
-        text = file.read_text() if file.exists() else ""
+        text = file.read_text() if file.exists() and file.stat().st_mtime_ns > began else ""  # rows of this start
         complete = text[: text.rfind("\n") + 1].splitlines()
         if complete and json.loads(complete[-1])["step"] >= step:
             process.send_signal(number)
@@ -83,13 +86,19 @@ def kill_at(bench: Bench, name: str, step: int, number: signal.Signals, *overrid
 
 
 def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, *overrides: str) -> None:
+    """Kill at random steps and, every third time, at a random moment, wherever the process is then."""
     every_step = (*SHORT, *overrides, "track.every=1")
-    rng, killed = random.Random(name), 0
-    for step in sorted(rng.randrange(1, 24) for _ in range(kills)):
-        code = kill_at(bench, name, step, signal.SIGKILL, *every_step)
-        assert code in (-signal.SIGKILL, 0)
-        killed += code != 0
-    assert killed, "no kill came in time"
+    rng, codes = random.Random(name), []
+    for number, step in enumerate(sorted(rng.randrange(1, 24) for _ in range(kills))):
+        if number % 3 == 2:
+            process = bench.start(*bench.arguments(name, *every_step))
+            time.sleep(rng.uniform(1.0, 5.0))
+            process.kill()
+            process.communicate()
+            codes.append(process.returncode)
+        else:
+            codes.append(kill_at(bench, name, step, signal.SIGKILL, *every_step))
+    assert set(codes) <= {-signal.SIGKILL, 0} and -signal.SIGKILL in codes[:2], codes
     bench.train(name, *every_step)
     assert_same_run(bench, reference, name)
 
@@ -130,7 +139,7 @@ def test_with_dropout_accumulation_and_adamw_a_resume_is_exact_too(bench: Bench)
 FIFTY = ("train.steps=50", "eval.every=25", "save.every=50", "track.every=1", "eval.sample_tokens=0",
          "model.context=32", "train.batch_tokens=1024", "loss={base: {smooth: {eps: 0.1}}, add: [z]}",
          # At the default rates of tiny.yaml training amplifies a last-bit difference tenfold every few steps.
-         "optim.rates={matrix: 0.02, embed: 0.02, head: 0.004, vector: 0.004}")  # fmt: skip
+         "optim.rates={matrix: 0.01, embed: 0.005, head: 0.004, vector: 0.004}")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +162,32 @@ def test_many_processes_see_the_losses_of_one(bench: Bench, fifty: tuple[str, ..
     theirs, ours = bench.rows(name), bench.rows("fifty")
     assert [row["tokens"] for row in theirs] == [row["tokens"] for row in ours]
     assert len({row["tokens"] - before["tokens"] for before, row in zip(ours, ours[1:], strict=False)}) > 10
-    for key in ("train/loss", "train/nll", "train/grad_norm"):
-        assert [row[key] for row in theirs] == pytest.approx([row[key] for row in ours], rel=1e-4), key
+    for key, rel in (("train/loss", 1e-4), ("train/nll", 1e-4), ("train/grad_norm", 1e-3)):
+        assert [row[key] for row in theirs] == pytest.approx([row[key] for row in ours], rel=rel), key
     for key in ("val/nll", "val/bpb", "val/accuracy"):
         assert theirs[-1][key] == pytest.approx(ours[-1][key], rel=1e-4), key
     assert bench.status(name)["state"] == "done"
+
+
+def test_two_processes_stop_together_and_go_on_exactly(bench: Bench, fifty: tuple[str, ...]):
+    """A signal to one of them, as a scheduler may send it: both save, and the resumed pair is the unbroken one."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = bench.start(*launcher, *bench.arguments("pair", *fifty))
+    file, deadline = bench.runs / "pair" / "metrics.jsonl", time.monotonic() + 120
+    while not (file.exists() and file.read_text().count("\n") >= 10):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(bench.status("pair")["pid"], signal.SIGTERM)
+    process.communicate(timeout=60)
+    status = bench.status("pair")
+    assert status["state"] == "stopped" and status["exit"] == 75 and status["step"] >= 10
+    bench.torchrun(2, "pair", *fifty)
+    bench.torchrun(2, "unbroken", *fifty)
+    assert_same_run(bench, "pair", "unbroken", samples=False)
+    bench.torchrun(2, "pair", *fifty)  # finished: says so again
+    assert bench.status("pair")["state"] == "done"
+    bench.torchrun(2, "pair", *fifty, "train.steps=3", "model.dim=32", "--restart")
+    assert bench.rows("pair")[-1]["step"] == 3 and len(bench.rows("pair.old1")) == 50
 
 
 def test_a_run_of_one_process_goes_on_with_two(bench: Bench, fifty: tuple[str, ...]):
@@ -173,7 +203,9 @@ BAD = {
     "a missing package": (("data.sources={x: {kind: python, packages: [no_such_package]}}",), 2, "no_such_package"),
     "a validation split without documents": (("data.split.val=0.000001",), 2, "data.split.val"),
     "a value out of range": (("model.dropout=1.5",), 2, "model.dropout"),
-    "two lengths that exclude each other": (("model.heads=3",), 2, "heads"),
+    "heads that do not divide the width": (("model.heads=3",), 2, "heads"),
+    "a prompt that cannot be spelled": (("data.tokenizer=char", "eval.prompts=['\u2603']"), 2, "\u2603"),
+    "a loss that does not exist": (("loss=crossentropy",), 2, "crossentropy"),
     "a run under a file": (("run.dir=Makefile/runs",), 2, "cannot write the run"),
     "a corpus under a file": (("data.dir=Makefile/corpora",), 2, "Makefile"),
 }
@@ -184,7 +216,8 @@ def test_bad_input_is_one_line_and_exit_code_2(bench: Bench, case: str):
     overrides, code, told = BAD[case]
     name = f"bad-{list(BAD).index(case)}"
     printed = bench.train(name, *SHORT, *overrides, exits=code)
-    assert told in printed and "Traceback" not in printed
+    lines = [line for line in printed.splitlines() if line and "B/s]" not in line and "error" not in line]
+    assert told in printed and "Traceback" not in printed and len(lines) == 1, printed
     assert not (bench.runs / name / "metrics.jsonl").exists()
 
 
@@ -257,6 +290,34 @@ def test_a_poisoned_batch_is_skipped_and_twenty_end_the_run(bench: Bench):
     assert "not finite" in printed and bench.status("diverged")["state"] == "diverged"
     state = durable.verify(durable.find_checkpoint(bench.runs / "diverged"))
     assert state["guard"]["skipped"] > 0
+
+
+def test_a_batch_of_another_size_goes_on_with_the_next_row(bench: Bench):
+    assert kill_at(bench, "resized", 7, signal.SIGTERM, *SHORT) == 75
+    step = bench.status("resized")["step"]
+    bench.train("resized", *SHORT, "train.batch_tokens=1024")
+    state = durable.verify(durable.find_checkpoint(bench.runs / "resized"))
+    assert state["row"] == step * 32 + (24 - step) * 16
+    assert state["tokens"] == pytest.approx(state["row"] * 64, rel=0.01)
+
+
+def test_an_early_stop_says_so_and_another_config_is_refused_before_the_first_save(bench: Bench):
+    assert kill_at(bench, "early", 3, signal.SIGKILL, *SHORT, "save.every=20", "eval.every=20") == -signal.SIGKILL
+    rows = bench.rows("early")
+    printed = bench.train("early", *SHORT, "model.dim=32", exits=2)
+    assert "model.dim: 64 -> 32" in printed and bench.rows("early") == rows
+    process = bench.start(*bench.arguments("elsewhere", *SHORT, f"data.dir={bench.runs.parent}/fresh"))
+    while not (bench.runs / "elsewhere" / "status.json").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75 and bench.status("elsewhere")["state"] == "stopped"
+
+
+def test_a_profile_is_written(bench: Bench):
+    printed = bench.run(*bench.arguments("profiled", *SHORT), "--profile")
+    assert "aten::" in printed and json.loads((bench.runs / "profiled" / "profile.json").read_text())["traceEvents"]
 
 
 def test_print_config_and_dry_run_write_nothing(bench: Bench):

@@ -17,15 +17,16 @@ from durable import atomic_write, commit_directory, list_checkpoints, step_of
 OPTIMIZER = "optimizer.safetensors"
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], *, keep: int, best: bool) -> Path:
+def save(run: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], *, keep: int) -> Path:
     """Write the checkpoint of `step` and prune; returns its directory.
 
-    `write(directory)` puts the files there; `state` is JSON. With `best` the run's `best` pointer moves here. Kept
-    are the newest `keep` and the best. When anything fails, what was there before is untouched.
+    `write(directory)` puts the files there; `state` is JSON, and its `best_step`, when not None, is the best
+    checkpoint, this one or an earlier. Kept are the newest `keep` and the best. When anything fails, what was there
+    before is untouched.
     """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{step:08d}"
+    final = folder / _name(step)
     tmp = final.with_suffix(".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir()
@@ -35,28 +36,42 @@ def save(run: Path, step: int, write: Callable[[Path], None], state: dict[str, A
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
-    if best:
-        atomic_write(folder / "best", final.name + "\n")
-    _prune(run, keep)
+    point_to_best(run, state.get("best_step"))
+    for path in list_checkpoints(run)[:-keep]:
+        if step_of(path) != state.get("best_step"):
+            _remove(path)
     return final
 
 
-def _prune(run: Path, keep: int) -> None:
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def point_to_best(run: Path, step: int | None) -> None:
+    """Make the run's `best` pointer agree with the state of the checkpoint that the run is at."""
     pointer = run / "checkpoints" / "best"
-    best = pointer.read_text().strip() if pointer.is_file() else None
-    for path in list_checkpoints(run)[:-keep]:
-        if path.name != best:
-            _remove(path)
+    if step is None:
+        pointer.unlink(missing_ok=True)
+    elif not pointer.is_file() or pointer.read_text().strip() != _name(step):
+        atomic_write(pointer, _name(step) + "\n")
 
 
-def forget_after(run: Path, step: int) -> None:
-    """Drop what a crash left behind and every checkpoint newer than `step`, the one that a run goes on from."""
+def go_on_from(run: Path, step: int, best_step: int | None) -> None:
+    """Tidy the checkpoints of a run that goes on from `step`.
+
+    What a crash left behind is removed; newer checkpoints, which were damaged, are set aside as `.damaged`.
+    """
     folder = run / "checkpoints"
-    for path in list(folder.iterdir()) if folder.is_dir() else []:
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
         if path.suffix in (".tmp", ".old"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif step_of(path) > step:
-            _remove(path)
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+    point_to_best(run, best_step)
 
 
 def _remove(path: Path) -> None:

@@ -25,7 +25,7 @@ class RunSection:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, then mps, then cpu."""
     threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
-    """CPU threads of each process. auto: physical cores over local processes."""
+    """CPU threads of each process. auto: torch's choice for one process, else the CPUs shared among them."""
     deterministic: bool = False
     """On a GPU, only deterministic kernels. The CPU always repeats."""
 

@@ -1,14 +1,19 @@
 """One process or many: the only home of torch.distributed. What others need of it is passed to them."""
 
+import gc
+import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def pick_device(name: str, place: Place) -> torch.device:
 class Ranks:
     """The processes of a run. With one process every method is the identity and costs nothing."""
 
-    def __init__(self, place: Place, device: torch.device, timeout: timedelta = timedelta(minutes=5)):
+    def __init__(self, place: Place, device: torch.device, timeout: timedelta = timedelta(minutes=30)):
         self.rank, self.world_size, self.device = place.rank, place.world_size, device
         self.control = None
         if self.world_size > 1:
@@ -89,11 +94,19 @@ class Ranks:
         dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self.control)
         return bool(high)
 
-    def share(self, value: object) -> object:
-        """Rank 0's `value` on every rank (small, picklable, made by ourselves)."""
+    def smallest(self, value: int) -> int:
+        """The smallest `value` of any rank."""
         if self.world_size == 1:
             return value
-        box = [value]
+        low = torch.tensor(value)
+        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.control)
+        return int(low)
+
+    def share(self, value: T) -> T:
+        """Rank 0's `value` on every rank: something small that this program made."""
+        if self.world_size == 1:
+            return value
+        box: list[T] = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
@@ -102,5 +115,8 @@ class Ranks:
             dist.barrier(group=self.control)
 
     def close(self) -> None:
+        """Leave the group. Whatever `wrap` returned has to be gone, or its threads outlive the interpreter."""
+        self.control = None
         if self.world_size > 1 and dist.is_initialized():
+            gc.collect()
             dist.destroy_process_group()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 20
-"""Skipped steps in a row after which a run is called diverged. An fp16 loss scale settles within fewer."""
+"""Skipped steps in a row after which a run has diverged. An fp16 loss scale settles within fewer."""
 
 
 class Guard:
@@ -15,7 +15,6 @@ class Guard:
     def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0):
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
-        self.gave_up = False
 
     def check(self, norm: Tensor, loss: Tensor, agree: Callable[[Tensor], Tensor]) -> Tensor:
         """Whether the step may be applied: a boolean scalar, the same on every rank by `agree`."""
@@ -25,9 +24,12 @@ class Guard:
         return finite
 
     def read(self) -> int:
-        """Steps skipped so far; waits for the device. Sets `gave_up` after `LIMIT` in a row."""
-        self.gave_up = int(self.in_a_row) >= LIMIT
+        """Steps skipped so far; waits for the device."""
         return int(self.skipped)
+
+    def gives_up(self, step: int) -> bool:
+        """Whether `LIMIT` steps in a row were skipped; looks, and so waits for the device, each `LIMIT` / 2 steps."""
+        return step % (LIMIT // 2) == 0 and int(self.in_a_row) >= LIMIT
 
     def state(self) -> dict[str, int]:
         return {"skipped": int(self.skipped), "in_a_row": int(self.in_a_row)}

@@ -11,7 +11,7 @@ import torch
 _PER_WIDTH = 80
 # Bytes per token and id of the vocabulary: logits, log-probabilities and their two gradients, in fp32 and bf16.
 _PER_ID = 16
-CPU_BYTES = 320 << 20
+CPU_BYTES = 384 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -58,5 +58,6 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        # Older versions take no more than 32 MiB. Setting only the other would freeze this one at 128 KiB.
+        if libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20):
+            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -52,7 +52,7 @@ def measured_peak(device: "torch.device | str", dtype: "torch.dtype", size: int 
 
     device = torch.device(device)
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize = torch.get_device_module(device).synchronize  # does nothing on a CPU
     best, rounds, end = float("inf"), 0, time.monotonic() + seconds
     with torch.no_grad():
         while rounds < 3 or time.monotonic() < end:  # the first rounds also warm the kernels up
@@ -77,7 +77,7 @@ def peak_flops(device: "torch.device | str", dtype: "torch.dtype") -> tuple[floa
         listed = listed_peak(torch.cuda.get_device_name(device))
         if listed is not None:
             return listed, "data sheet"
-    return measured_peak(device, dtype, size=4096 if device.type == "cuda" else 1024), "measured"
+    return measured_peak(device, dtype, size=1024 if device.type == "cpu" else 4096), "measured"
 
 
 def memory(device: "torch.device | str") -> float:
@@ -96,6 +96,7 @@ class Throughput:
 
     `tokens` are valid targets of all ranks, so padding lowers the rate and the MFU, as it should.
     `flops_per_token` is for forward and backward; `peak` in FLOP/s is of one device, `world_size` of them work.
+    `elapsed` are the seconds that earlier starts of the run took.
     """
 
     def __init__(
@@ -105,12 +106,19 @@ class Throughput:
         *,
         world_size: int = 1,
         device: "torch.device | str" = "cpu",
+        elapsed: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._flops_per_token, self._peak = flops_per_token, peak * world_size
         self._device, self._clock = device, clock
-        self._start = self._window = clock()
+        self._window = clock()
+        self._start = self._window - elapsed
         self._tokens, self._waited, self._paused = 0, 0.0, 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, and of the starts before it."""
+        return self._clock() - self._start
 
     def add(self, tokens: int) -> None:
         """Count the targets of a finished step."""
@@ -149,7 +157,7 @@ class Throughput:
         return self._tokens / seconds if seconds > 0 else 0.0
 
     def read(self) -> dict[str, float]:
-        """The `WALL_CLOCK` metrics of the window, which is then closed; `time/elapsed` counts from the start."""
+        """The `WALL_CLOCK` metrics of the window, which is then closed; `time/elapsed` goes on over starts."""
         now, rate = self._clock(), self.rate()
         seconds = now - self._window - self._paused
         row = {
@@ -157,7 +165,7 @@ class Throughput:
             "train/mfu": rate * self._flops_per_token / self._peak,
             "train/memory": memory(self._device),
             "train/data_wait": self._waited / seconds if seconds > 0 else 0.0,
-            "time/elapsed": now - self._start,
+            "time/elapsed": self.elapsed,
         }
         self._window, self._tokens, self._waited, self._paused = now, 0, 0.0, 0.0
         return row

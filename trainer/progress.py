@@ -26,12 +26,10 @@ class Progress:
                 file=sys.stderr,
             )  # fmt: skip
 
-    def move(self, step: int, shown: Mapping[str, float]) -> None:
-        if self._bar is None:
-            return
-        if shown:
-            self._bar.set_postfix({k: number_text(v) for k, v in shown.items()}, refresh=False)
-        self._bar.update(step - self._bar.n)
+    def move(self, step: int) -> None:
+        """Move the bar to `step`; it is drawn at most twice a second."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Report a row: its training values on the bar or a plain line, its evaluation on a line of its own."""
@@ -39,7 +37,9 @@ class Progress:
         shown = {label: row[key] for key, label in names.items() if row.get(key) is not None}
         step, values = row["step"], "  ".join(f"{k} {number_text(v)}" for k, v in shown.items())
         if self._bar is not None:
-            self.move(step, shown)
+            if shown:
+                self._bar.set_postfix({k: number_text(v) for k, v in shown.items()}, refresh=False)
+            self.move(step)
         elif shown and (time.monotonic() - self._printed >= PLAIN_INTERVAL or step >= self._total):
             self._printed = time.monotonic()
             left = seconds_left(self._start, step, self._total, self._printed - self._began)

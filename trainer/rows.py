@@ -3,6 +3,7 @@
 A row survives a kill of the process once `append` returns, and a crash of the machine once `sync` does.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,9 +18,9 @@ SAMPLES = "samples.jsonl"
 
 
 class Rows:
-    """The file at `path`, open for appending after everything beyond step `keep` was dropped (None: everything)."""
+    """The file at `path`, open for appending after everything beyond step `keep` was dropped, and a torn last line."""
 
-    def __init__(self, path: Path, keep: int | None) -> None:
+    def __init__(self, path: Path, keep: int) -> None:
         _rewind(path, keep)
         self.rows = read_rows(path)
         self._file = open(path, "ab")  # noqa: SIM115 - held open until close
@@ -44,6 +45,30 @@ class Rows:
             self._file.close()
 
 
+class Mark:
+    """How far a copy of the rows has come: the last step it holds, kept beside it at `path`.
+
+    `step` is -1 when there is no mark, or one of a copy by another name. A mark outlives a kill of the process; after
+    a crash of the machine it may be an older one.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._path, self._name, self.step = path, name, -1
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            mark = json.loads(path.read_bytes())
+            if mark["name"] == name:
+                self.step = int(mark["step"])
+
+    def move(self, step: int) -> None:
+        """The copy holds everything up to `step`."""
+        mark = json.dumps({"name": self._name, "step": step}).ljust(80) + "\n"
+        with open(self._path, "r+b", buffering=0) as file:  # in place: a rename takes too long for every row
+            file.write(mark.encode())
+        self.step = step
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows in `path`, none when it does not exist; a torn last line is left out.
 
@@ -57,12 +82,6 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return read_rows(Path(run_dir) / METRICS)
 
 
-def rewind(run_dir: str | Path, step: int | None) -> None:
-    """Drop what a run logged after `step` (None: everything), and torn last lines, each file in one atomic replace."""
-    for name in (METRICS, SAMPLES):
-        _rewind(Path(run_dir) / name, step)
-
-
 def finite(value: Any) -> Any:
     """`value` for strict JSON: numpy and torch scalars as Python numbers, nan and infinities as None, deeply."""
     if isinstance(value, Mapping):
@@ -74,10 +93,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rewind(path: Path, keep: int | None) -> None:
+def _rewind(path: Path, keep: int) -> None:
     if not path.exists():
         return
-    kept = b"".join(line for row, line in _lines(path) if keep is not None and row["step"] <= keep)
+    kept = b"".join(line for row, line in _lines(path) if row["step"] <= keep)
     if kept != path.read_bytes():
         durable.atomic_write(path, kept)
 

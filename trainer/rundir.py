@@ -28,18 +28,16 @@ def hold(path: Path, *, restart: bool) -> Iterator[None]:
     `restart` moves what is there aside, under the lock. Raises ValueError when the path cannot be a directory,
     cannot be written, or another process holds it.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "no permission to write")
-        if restart:
-            with file_lock(path / "run.lock", wait=False):
-                path.rename(_free_name(path))
-            path.mkdir()
-        lock = file_lock(path / "run.lock", wait=False)
-    except OSError as error:
-        raise ValueError(f"cannot write the run to {path}: {error.strerror}") from None
-    with lock:
+    with contextlib.ExitStack() as held:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if restart:
+                with file_lock(path / "run.lock", wait=False):
+                    path.rename(_free_name(path))
+                path.mkdir()
+            held.enter_context(file_lock(path / "run.lock", wait=False))
+        except OSError as error:
+            raise ValueError(f"cannot write the run to {path}: {error.strerror}") from None
         yield
 
 

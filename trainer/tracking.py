@@ -6,6 +6,7 @@ process of its own, so that a slow, hanging or dying one never holds up a step o
 """
 
 import contextlib
+import itertools
 import json
 import netrc
 import os
@@ -16,16 +17,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import durable
+
 from .config import TrackConfig
 from .progress import Progress
-from .rows import METRICS, SAMPLES, Rows, finite, read_metrics, rewind
+from .rows import METRICS, SAMPLES, Mark, Rows, finite, read_metrics
 
-__all__ = ["Tracker", "read_metrics", "rewind"]
+__all__ = ["Tracker", "read_metrics"]
+
+HANDED_OVER = "handed_over.json"
+"""The `Mark` of a sink, in its own folder: after any start, with the sink on or off, it gets the rows that it lacks."""
 
 WANDB_PATIENCE = {"offline": 15.0, "online": 60.0}
 """Seconds that `close` waits for wandb to finish."""
@@ -34,9 +40,11 @@ WANDB_PATIENCE = {"offline": 15.0, "online": 60.0}
 class Tracker:
     """The sinks of one run. On ranks above 0 (`enabled=False`) every method does nothing.
 
-    `start_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts afresh.
+    `start_step` is the step of the checkpoint that the run goes on from, 0 without one: later rows are dropped.
     `config_tree` is the resolved configuration; `wandb_id` the one that the checkpoint holds. Raises OSError when
     the run directory cannot be written.
+
+    wandb cannot take a row back: of steps that it got before a crash it keeps what it got first.
     """
 
     def __init__(
@@ -47,7 +55,7 @@ class Tracker:
         config_tree: Mapping[str, Any],
         name: str,
         total_steps: int,
-        start_step: int | None = None,
+        start_step: int = 0,
         wandb_id: str | None = None,
         enabled: bool = True,
     ) -> None:
@@ -58,8 +66,9 @@ class Tracker:
         run_dir = Path(run_dir)
         self._metrics = Rows(run_dir / METRICS, start_step)
         self._samples = Rows(run_dir / SAMPLES, start_step)
-        self._progress = Progress(name, start_step or 0, total_steps)
-        self._board = _TensorBoard(run_dir, start_step, self.message) if config.tensorboard else None
+        self._progress = Progress(name, start_step, total_steps)
+        rows, self._metrics.rows, self._samples.rows = self._metrics.rows, [], []
+        self._board = _TensorBoard(run_dir, start_step, rows, self.message) if config.tensorboard else None
         self._wandb = None
         if config.wandb != "off":
             self.wandb_id = wandb_id or secrets.token_hex(4)
@@ -68,11 +77,7 @@ class Tracker:
                 "name": name, "id": self.wandb_id, "resume": "allow", "config": finite(config_tree),
                 "dir": str(run_dir),
             }  # fmt: skip
-            self._wandb = _Wandb(config.wandb, options, self.message)
-            if wandb_id is None:  # switched on late: hand over what was logged before
-                for row in self._metrics.rows:
-                    self._wandb.put(row)
-        self._metrics.rows = self._samples.rows = []
+            self._wandb = _Wandb(config.wandb, options, rows, self.message)
 
     def log(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         """Write the one row of `step`; nan and infinities become null. Raises ValueError unless steps increase."""
@@ -101,10 +106,10 @@ class Tracker:
             data = [[row.get(column) for column in columns] for row in rows]
             self._wandb.put({"step": step, "samples": {"columns": columns, "data": data}})
 
-    def progress(self, step: int, **shown: float) -> None:
-        """Move the bar to `step`, with these values behind it instead of those of the last row."""
+    def progress(self, step: int) -> None:
+        """Move the bar to `step`; about a microsecond, unless the bar is due to be drawn."""
         if self._enabled:
-            self._progress.move(step, shown)
+            self._progress.move(step)
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
@@ -116,8 +121,10 @@ class Tracker:
         if self._enabled:
             self._metrics.sync()
             self._samples.sync()
+            if self._board:
+                self._board.flush()
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self, exit_code: int) -> None:
         """Finish every sink; wandb gets `exit_code` and a bounded time. Calling it again is harmless."""
         if not self._enabled:
             return
@@ -132,23 +139,42 @@ class Tracker:
 
 
 class _TensorBoard:
-    """Event files in `<run>/tensorboard`; what an earlier process wrote after `start_step` is marked as void."""
+    """Event files in `<run>/tensorboard`; what an earlier process wrote after `start_step` is marked as void.
 
-    def __init__(self, run_dir: Path, start_step: int | None, warn: Callable[[str], None]) -> None:
+    `rows` are all up to `start_step`; those that an earlier process did not write are handed over.
+    """
+
+    def __init__(
+        self, run_dir: Path, start_step: int, rows: Iterable[Mapping[str, Any]], warn: Callable[[str], None]
+    ) -> None:
         self._warn, self._writer = warn, None
         with self._guarded():
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = 0 if start_step is None else start_step + 1
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+            folder = run_dir / "tensorboard"
+            self._mark = Mark(folder / HANDED_OVER, "tensorboard")
+            self._last = min(self._mark.step, start_step)
+            self._writer = SummaryWriter(str(folder), purge_step=self._last + 1)
+            self._mark.move(self._last)
+            for row in [row for row in rows if row["step"] > self._last]:
+                self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
         with self._guarded():
             for key, value in row.items():
                 if self._writer is not None and key != "step" and value is not None:
                     self._writer.add_scalar(key, value, global_step=row["step"])
+            self._last = row["step"]
+
+    def flush(self) -> None:
+        """Leave nothing in a buffer, so that after a kill the next start has nothing to hand over again."""
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.flush()
+                self._mark.move(self._last)
 
     def close(self) -> None:
+        self.flush()
         with self._guarded():
             if self._writer is not None:
                 self._writer.close()
@@ -166,11 +192,15 @@ class _Wandb:
     """One wandb run in a process of its own, fed through a pipe; see `_serve` for its side.
 
     Whatever wandb does there (asks, hangs, patches the interpreter, dies) stays there. If training is killed, the pipe
-    closes and the run is still finished, as failed.
+    closes and the run is still finished, as failed. `backlog` are the rows so far, of which that process drops those
+    that the wandb run has.
     """
 
-    def __init__(self, mode: str, options: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, mode: str, options: dict[str, Any], backlog: Iterable[dict[str, Any]], warn: Callable[[str], None]
+    ) -> None:
         self._mode, self._warn, self._broken, self._hint = mode, warn, False, ""
+        self._first = itertools.chain([{"mode": mode, "options": options}], backlog)
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), root) if p)
         self._process = subprocess.Popen(
@@ -181,7 +211,6 @@ class _Wandb:
         self._threads = [threading.Thread(target=t, name="wandb", daemon=True) for t in (self._send, self._receive)]
         for thread in self._threads:
             thread.start()
-        self.put({"mode": mode, "options": options})
 
     def put(self, message: dict[str, Any] | None) -> None:
         """Hand a message over without waiting; dropped once wandb has failed."""
@@ -210,7 +239,7 @@ class _Wandb:
         pipe = self._process.stdin
         assert pipe is not None
         with contextlib.suppress(OSError), pipe:  # a closed pipe is reported by _receive
-            while (message := self._queue.get()) is not None:
+            for message in itertools.chain(self._first, iter(self._queue.get, None)):
                 pipe.write(json.dumps(message).encode() + b"\n")
                 pipe.flush()
 
@@ -247,19 +276,44 @@ def _serve() -> None:
         import wandb
 
         messages = map(json.loads, sys.stdin.buffer)
-        run = _open(wandb, say, **next(messages))
-        exit_code = 1  # of a training process that goes without a word
-        for message in messages:
-            if "exit" in message:
-                exit_code = message["exit"]
-            elif "samples" in message:
-                run.log({"step": message["step"], "samples": wandb.Table(**message["samples"])})
-            else:
-                run.log(message)
-        run.finish(exit_code=exit_code)
+        start = next(messages)
+        mark = Path(start["options"]["dir"]) / "wandb" / HANDED_OVER
+        with _alone(mark, WANDB_PATIENCE[start["mode"]] / 3):
+            run = _open(wandb, say, **start)
+            run.finish(exit_code=_forward(wandb, run, messages, Mark(mark, start["options"]["id"])))
         say(done=True)
     except BaseException as error:  # also SystemExit, and KeyboardInterrupt
         say(error=reason(error))
+
+
+@contextlib.contextmanager
+def _alone(mark: Path, seconds: float) -> Iterator[None]:
+    """Wait until the wandb process of a start that was killed is done with what it still had, at most `seconds`."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(durable.Locked):
+                stack.enter_context(durable.file_lock(mark.with_suffix(".lock"), wait=False))
+                break
+            time.sleep(0.1)
+        yield
+
+
+def _forward(wandb: Any, run: Any, messages: Iterable[dict[str, Any]], mark: Mark) -> int:
+    """Log what comes in, without what an earlier start handed over; returns the exit code of training."""
+    had = mark.step
+    for message in messages:
+        if "exit" in message:
+            return message["exit"]
+        if message["step"] <= had:
+            continue
+        if "samples" in message:
+            run.log({"step": message["step"], "samples": wandb.Table(**message["samples"])})
+        else:
+            run.log(message)
+            mark.move(message["step"])
+    return 1  # training went without a word
 
 
 def _open(wandb: Any, say: Callable[..., None], mode: str, options: dict[str, Any]) -> Any:

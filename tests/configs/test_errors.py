@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import ConfigError, load
+from configs import ConfigError, describe, load
 from configs.strict_yaml import parse
 from tests.configs.helpers import BASE, errors
+from trainer.schedule import rate_factor
 
 
 def test_all_at_once_in_order(tmp_path: Path) -> None:
@@ -125,12 +126,8 @@ CROSS = {
     "train.tokens=0M": "train.tokens: '0M' is not above 0",
     "eval.every='500'": "eval.every: '500' is not a length: 0.1 (a fraction of the run), 500 (steps) or '5M tokens'",
     "save.every=0 tokens": "save.every: '0 tokens' is not above 0",
-    "schedule.warmup=50": "schedule.warmup: warmup 50 and decay 60 add up to more than 100 steps; warmup may be "
-    "at most 40",
-    "schedule={warmup: 0.5}": "schedule.decay: warmup 0.5 and decay 0.6 add up to more than the run; decay may be at "
-    "most 0.5",
-    "schedule={name: cosine, warmup: 101}": "schedule.warmup: warmup 101 is more than 100 steps; warmup may "
-    "be at most 100",
+    "schedule={warmup: 0.5, decay: 0.6}": "",
+    "schedule={name: cosine, warmup: 101}": "",
     "data.mixture.b=1": "data.mixture.b: no source has this name; there are a",
     "data.tokenizer={}": "data.tokenizer: takes exactly one of train, file and level, not none",
     "data.tokenizer={train: {}, level: byte}": "data.tokenizer: takes exactly one of train, file and level, not train "
@@ -145,7 +142,10 @@ CROSS = {
     "data.sources.b={kind: hf}": "data.sources.b: kind hf needs path",
     "data.sources={}": "data.sources: {} is not a mapping that is not empty",
     "data.sources={a/b: {kind: text, files: [x]}}": "data.sources.a/b: the name of a source is 1 to 64 letters, "
-    "digits, _ and -",
+    "digits, _ and -, the first a letter or digit",
+    "data.sources={_a: {kind: text, files: [x]}}": "data.sources._a: the name of a source is 1 to 64 letters, "
+    "digits, _ and -, the first a letter or digit",
+    "data.tokenizer={train: {vocab_size: 3}}": "data.tokenizer.train.vocab_size: 3 is not an integer in [257, 1048576]",
     "run.name=../up": "run.name: '../up' is not a folder name of letters, digits and . _ -, such as 'up'",
     "run.name=..": "run.name: '..' is not a folder name of letters, digits and . _ -",
     "run.name=7": 'run.name: 7 is not text (not empty); write "7"',
@@ -183,11 +183,18 @@ def test_a_mixture_names_every_source(tmp_path: Path) -> None:
     assert errors(tmp_path / "x.yaml", BASE, *given) == [line]
 
 
-def test_two_fractions_that_fill_the_run_are_fine_for_any_number_of_steps(tmp_path: Path) -> None:
-    for steps in (7, 10, 33):
-        assert not errors(
-            tmp_path / "x.yaml", BASE, f"train.steps={steps}", "schedule.warmup=0.45", "schedule.decay=0.55"
-        )
+@pytest.mark.parametrize("recipe", ["tiny", "quickstart"])
+def test_a_recipe_may_be_cut_to_fewer_steps_than_its_warmup(recipe: str) -> None:
+    for steps in (1, 5):
+        config = load(f"configs/{recipe}.yaml", [f"train.steps={steps}"])
+        factors = [rate_factor(step, steps, config.schedule, config.train.batch_tokens) for step in range(steps)]
+        assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_upper_bounds_are_shown_unless_they_are_those_of_the_type(tmp_path: Path) -> None:
+    text = describe()
+    assert "integer in [257, 1048576]" in text and "number in [0, 1]" in text and "2**" not in text
+    assert errors(tmp_path / "x.yaml", BASE, "run.seed=-1")[0].endswith("-1 is not an integer >= 0")
 
 
 def test_missing_keys_say_what_they_are(tmp_path: Path) -> None:

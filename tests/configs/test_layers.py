@@ -1,5 +1,8 @@
 """extends, overrides and what replaces what."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,65 @@ def test_an_error_names_the_file_and_line_that_said_it(tmp_path: Path) -> None:
         "a.yaml:5: model.heads: 6 does not divide model.dim 128; nearest heads 4 or 8, nearest dim 120 or 132",
         "b.yaml:3: unknown key 'x'; there are run, data, model, loss, optim, schedule, train, eval, save, track",
     ]
+
+
+def test_what_a_layer_replaces_leaves_no_place_behind(tmp_path: Path) -> None:
+    base = """\
+run: {name: x}
+data:
+  sources:
+    a:
+      kind: text
+      files: [f.txt]
+train: {steps: 1}
+loss:
+  base:
+    smooth: {}
+  add:
+    - z
+"""
+    write(tmp_path, a=base)
+    top = tmp_path / "b.yaml"
+    assert errors(top, "extends: a.yaml\n\ndata: {sources: {a: {files: [g.txt]}}}\n") == [
+        "b.yaml:3: data.sources.a.kind is missing (python, text, jsonl, hf)"
+    ]
+    (found,) = errors(top, "extends: a.yaml\n\nloss: {base: smoth}\n")
+    assert found.startswith("b.yaml:3: loss.base.smoth: unknown loss term")
+    (found,) = errors(top, "extends: a.yaml\n\nloss: smoth\n")
+    assert found.startswith("b.yaml:3: loss.base.smoth: unknown loss term")
+    (found,) = errors(top, "extends: a.yaml\n\nloss: {add: [zz]}\n")
+    assert found.startswith("b.yaml:3: loss.add[0].zz: unknown loss term")
+    (found,) = errors(top, "extends: a.yaml\n", "loss=smoth")
+    assert found.startswith("command line: loss=smoth: loss.base.smoth: unknown loss term")
+    assert not [line for line in errors(top, "run: {name: x}\n", "model.dim=64") if "command" in line]
+
+
+def test_a_bad_item_does_not_shift_the_places_of_later_ones(tmp_path: Path) -> None:
+    text = """\
+loss:
+  add:
+    - .inf
+    - z
+    - zz: {}
+    - .nan
+"""
+    assert [line.split(": ")[0] for line in errors(tmp_path / "a.yaml", BASE + text)] == [
+        "a.yaml:6", "a.yaml:8", "a.yaml:9"
+    ]  # fmt: skip
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(BASE.replace("f.txt", "é.txt"), encoding="utf-8")
+    code = (
+        "import sys, pathlib\nfrom configs import dump, load, read_tree\n"
+        "for path in sys.argv[1:]:\n"
+        "    assert ascii(read_tree(pathlib.Path(path))['data']['sources']['a']['files'][0]) == ascii('\\xe9.txt')\n"
+        "    assert '\\xe9.txt' in dump(load(path))\n"
+    )
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_cycles_and_missing_files(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ source = st.one_of(
     st.fixed_dictionaries({"kind": st.just("hf"), "path": tricky.filter(bool), "streaming": st.booleans()}),
 )
 name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
-sources = st.dictionaries(st.from_regex(r"[A-Za-z0-9_-]{1,8}", fullmatch=True), source, min_size=1, max_size=3)
+sources = st.dictionaries(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,7}", fullmatch=True), source, min_size=1, max_size=3
+)
 loss = st.fixed_dictionaries(
     {"base": st.sampled_from(["ce", {"smooth": {"eps": 0.1}}, {"smooth": None}])},
     optional={"add": st.lists(st.sampled_from(["z", {"z": {"coef": 1e-4}}]), max_size=2)},

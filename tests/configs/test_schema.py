@@ -24,6 +24,7 @@ def test_every_field_has_exactly_one_tag() -> None:
     for prefix in prefixes:
         assert any(key == prefix or key.startswith(f"{prefix}.") for key in keys), prefix
     assert tag_of("train.precision") == "recorded" and tag_of("data.dir") == "free" and tag_of("run.seed") == "identity"
+    assert tag_of("optim.name") == "identity" and tag_of("optim.rates.head") == "recorded"
 
 
 def test_help_is_complete_and_fits() -> None:

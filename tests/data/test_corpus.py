@@ -1,9 +1,11 @@
 """Preparing a corpus: once, atomically, the same bytes each time, and a clear word for bad input."""
 
+import gzip
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +18,12 @@ import numpy as np
 import pytest
 
 import durable
+from configs import explain
 from data import build, sources
 from data import store as store_module
+from data.changes import file_digests
 from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data.corpus import corpus_directory, estimate, lookup, prepare
+from data.corpus import Estimate, corpus_directory, estimate, lookup, prepare
 from data.errors import DataError
 from data.store import Store, find_shard, from_file, ids_of, to_bytes
 from data.tokenizer import byte_tokenizer, load_tokenizer
@@ -118,8 +122,16 @@ def test_lookup_and_estimate_write_nothing(tmp_path: Path) -> None:
     guess = estimate(config)
     assert (guess.documents, guess.bytes, guess.tokens) == (2, 700, 200)
     assert not (tmp_path / "out").exists()
-    stream = SourceConfig(kind="hf", path="json", data_files=("x",), streaming=True)
-    assert guess != replace(guess, bytes=None) and stream.streaming
+
+
+def test_estimates_of_what_cannot_be_counted(tmp_path: Path) -> None:
+    config = text_config(tmp_path, {"a.txt": "中é" * 1000, "b.txt": ""}, tokenizer=TokenizerConfig(level="char"))
+    assert estimate(config) == Estimate(2, 5000, 2000)
+    assert estimate(replace(config, tokenizer=BYTE)) == Estimate(2, 5000, 5000)
+    write_files(tmp_path, {"a.jsonl": '{"text": "x"}\n'})
+    stream = SourceConfig(kind="hf", path="json", data_files=(f"{tmp_path}/a.jsonl",), streaming=True)
+    assert estimate(replace(config, sources={**config.sources, "s": stream})) == Estimate(None, None, None)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("suffix", ["bin", "npz"])
@@ -231,16 +243,24 @@ sources.TASK_BYTES, build.SHARD_BYTES = 4000, 1500
 encode.POOL_BYTES = int(sys.argv[2])
 if __name__ == "__main__":
     with open(sys.argv[1], "rb") as file:
-        prepare(pickle.load(file), 32, progress=False)
+        prepare(pickle.load(file), 32, progress=sys.argv[3] == "True")
 """
 
 
-def preparing(tmp_path: Path, config: DataConfig, pool_bytes: int = 1 << 40, **env: str) -> subprocess.Popen[bytes]:
+def preparing(
+    tmp_path: Path, config: DataConfig, pool_bytes: int = 1 << 40, progress: bool = False, **env: str
+) -> subprocess.Popen[bytes]:
     import pickle
 
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "config.pkl").write_bytes(pickle.dumps(config))
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "config.pkl"), str(pool_bytes)]
+    command = [
+        sys.executable,
+        str(tmp_path / "script.py"),
+        str(tmp_path / "config.pkl"),
+        str(pool_bytes),
+        str(progress),
+    ]
     path = str(Path(durable.__file__).parent)
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **env})
 
@@ -287,6 +307,128 @@ def test_workers_hash_seeds_and_file_order_do_not_matter(tmp_path: Path) -> None
     for manifest in manifests:
         del manifest["sources"]  # it names the folder
     assert manifests[0] == manifests[1]
+
+
+def test_two_projects_with_the_same_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"text": text}) for text in random_texts(30).values()]
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {"kind": "text", "files": ("text/*",)},
+        "jsonl": {"kind": "jsonl", "files": ("lines.jsonl",)},
+        "files": {"kind": "hf", "path": "json", "data_files": ("lines.jsonl",)},
+        "saved": {"kind": "hf", "path": "saved"},
+    }
+    configs = {
+        name: DataConfig({"a": SourceConfig(**kind)}, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SPLIT)
+        for name, kind in kinds.items()
+    }
+    places = []
+    for project in ("one", "two"):
+        texts = {f"text/{name}": f"{project} {text}" for name, text in random_texts(30).items()}
+        files = {"lines.jsonl": "\n".join(lines), "saved/state.json": "{}"}
+        write_files(tmp_path / project, texts | files)
+        monkeypatch.chdir(tmp_path / project)
+        places.append({name: corpus_directory(config) for name, config in configs.items()})
+        assert all(project.encode() in text for text in make(configs["text"]).val_documents())
+    assert not set(places[0].values()) & set(places[1].values())
+    absolute = replace(configs["text"].sources["a"], files=(str(tmp_path / "two" / "text" / "*"),))
+    assert corpus_directory(replace(configs["text"], sources={"a": absolute})) == places[1]["text"]
+
+
+def test_an_exclusion_depends_on_how_files_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    monkeypatch.chdir(tmp_path)
+    spelled = [text_source(Path("a"), exclude=("a/f00*",)), text_source(tmp_path / "a", exclude=("a/f00*",))]
+    counts = [make(replace(config, sources={"a": source})).plan.facts["documents"]["train"]["a"] for source in spelled]
+    assert counts[0] < counts[1]
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    first = prepare(config, 32, progress=True)
+    assert prepare(config, 32).changed() == [] and "changed" not in capsys.readouterr().err
+    file = tmp_path / "a" / "f001.txt"
+    about = file.stat()
+
+    def edit(text: str) -> None:
+        file.write_text(text)
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+
+    old = file.read_text()
+    edit(old.replace("1", "2"))
+    assert prepare(config, 32, progress=False).changed() == ["files of source 'a'"]
+    assert not capsys.readouterr().err
+    assert prepare(config, 32).fingerprint == first.fingerprint
+    assert capsys.readouterr().err.splitlines() == [
+        f"the sources have changed since they were read (files of source 'a'): delete {first.directory} to read anew"
+    ]
+    prepare(config, 16)  # other rows of the same corpus
+    assert "have changed" in capsys.readouterr().err
+    file.write_text(old)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert first.changed() == []
+    write_files(tmp_path / "a", {"new.txt": ""})
+    assert first.changed() == ["files of source 'a'"]
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    assert first.changed() == []  # nothing to read anew
+    (first.directory / "inputs.json").unlink()
+    assert first.changed() == []
+
+
+def test_other_versions_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SourceConfig(kind="python", packages=("json", "tqdm", "numpy"), exclude=("[!jt]*/*",))
+    prepared = make(DataConfig({"py": source}, dir=str(tmp_path), tokenizer=BYTE, split=SplitConfig(val=0.3)))
+    manifest = prepared.store.manifest
+    assert prepared.changed() == [] and "unknown" not in manifest["packages"].values()
+    python, tqdm = manifest["packages"]["json"], manifest["packages"]["tqdm"]
+    manifest["packages"] |= {"json": "3.1", "tqdm": "0.1", "numpy": "unknown"}
+    assert prepared.changed() == [f"json 3.1, now {python}", f"tqdm 0.1, now {tqdm}"]
+
+
+def test_local_files_of_a_dataset_are_looked_at(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jsonl": "\n".join(json.dumps({"text": text}) for text in random_texts(30).values())})
+    source = SourceConfig(kind="hf", path="json", data_files=(f"{tmp_path}/*.jsonl",))
+    prepared = make(DataConfig({"h": source}, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SPLIT))
+    assert prepared.changed() == []
+    write_files(tmp_path, {"b.jsonl": ""})
+    assert prepared.changed() == ["files of source 'h'"]
+    write_files(tmp_path / "saved", {"state.json": "{}"})
+    saved = replace(prepared.config, sources={"h": SourceConfig(kind="hf", path=str(tmp_path / "saved"))})
+    before = file_digests(saved)
+    assert before and file_digests(saved) == before
+    write_files(tmp_path / "saved", {"state.json": "{ }"})
+    assert file_digests(saved) != before
+
+
+def test_a_bad_file_found_by_a_worker_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"".join(json.dumps({"text": f"line {i}"}).encode() + b"\n" for i in range(999))
+    write_files(tmp_path, {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines)[:-9]})
+    source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/*.jsonl*",))
+    monkeypatch.setattr(sources, "TASK_BYTES", 4000)
+    monkeypatch.setattr("data.encode.POOL_BYTES", 0)
+    with pytest.raises(DataError, match="b.jsonl.gz: cannot be read to its end") as caught:
+        make(DataConfig({"j": source}, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SPLIT))
+    code, (line,) = explain(caught.value) or (1, ["a bug"])
+    assert code == 2 and "b.jsonl.gz" in line
+
+
+def test_waiting_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    directory = corpus_directory(config)
+    directory.parent.mkdir()
+    with durable.file_lock(directory.parent / f".{directory.name}.lock", wait=False):
+        process = preparing(tmp_path, config, progress=True)
+        deadline = time.monotonic() + 20
+        said = ""
+        while "\n" not in said and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            said += capfd.readouterr().err
+        assert process.poll() is None and not directory.joinpath("manifest.json").exists()
+    assert process.wait() == 0
+    lines = (said + capfd.readouterr().err).splitlines()
+    host = socket.gethostname()
+    want = f"waiting for process {os.getpid()} on {host}, which prepares the same corpus"
+    assert [line for line in lines if "waiting" in line] == [want]
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -361,7 +503,8 @@ def test_bad_sources(tmp_path: Path) -> None:
     good = text_config(tmp_path, split=SPLIT)
     text = good.sources["a"]
     refused(replace(good, sources={}), "name at least one source")
-    refused(replace(good, sources={"a/b": text}), "the name 'a/b' may hold letters")
+    refused(replace(good, sources={"a/b": text}), "name of a source is 1 to 64 letters.* not 'a/b'")
+    refused(replace(good, sources={"_a": text}), "the first a letter or digit, not '_a'")
     refused(replace(good, sources={"a": SourceConfig(kind="text")}), "data.sources.a: kind text needs files")
     refused(replace(good, sources={"a": SourceConfig(kind="hf")}), "kind hf needs path")
     refused(replace(good, sources={"a": SourceConfig(kind="python")}), "kind python needs packages")
@@ -426,14 +569,30 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_seen_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = text_config(tmp_path, {"a.txt": "x" * (3 << 20), "b.txt": "y"}, split=SPLIT)
+    config = text_config(tmp_path, {"a.txt": "x" * (3 << 20), "b.txt": "y"}, split=TAIL)
 
     class Usage:
         free = 4 << 20
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    refused(config, "needs about 6 MiB and has 4 MiB free")
-    assert Store.open(corpora(tmp_path / "out")[0]) is None
+    refused(config, "needs about 6 MiB more and has 4 MiB free")
+    directory = corpora(tmp_path / "out")[0]
+    assert Store.open(directory) is None
+    write_files(directory / "shards", {"x.bin": bytes(3 << 20), "x.npz": b"", "uncommitted.bin": bytes(3 << 20)})
+    refused(config, "needs about 6 MiB more")
+    write_files(directory / "shards", {"x.json": "{}"})
+    Usage.free = 4 << 20
+    assert make(config).train.rows  # half of it is there, so what is free is enough
+
+
+def test_space_for_a_trained_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = text_config(tmp_path, {f"{i}.txt": f"{i} " + "word " * (200 << 10) for i in range(4)}, split=TAIL)
+
+    class Usage:
+        free = 3 << 20  # four MiB of text, two bytes for three
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    assert make(replace(config, tokenizer=bpe())).train.rows
 
 
 def test_versions_are_recorded(tmp_path: Path) -> None:

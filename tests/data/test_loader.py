@@ -160,9 +160,30 @@ def test_a_mixture_is_kept(prepared: Prepared) -> None:
     mixed = prepare(config, 32, progress=False)
     loader = make(mixed, rows=4096, micro=4096)
     (step,) = loader.steps(0, 1)
-    assert step.micro[0].source.bincount().tolist() == [1024, 3072]
-    rows = mixed.train.rows_by_source
-    assert loader.epochs_at(1) == pytest.approx({"a": 1024 / rows["a"], "b": 3072 / rows["b"]})
+    counts = step.micro[0].source.bincount().tolist()
+    rows, targets = mixed.train.rows_by_source, mixed.train.targets_by_source
+    dense = {name: targets[name] / rows[name] for name in rows}
+    assert counts[0] == pytest.approx(4096 / dense["a"] / (1 / dense["a"] + 3 / dense["b"]), abs=1)
+    assert loader.epochs_at(1) == pytest.approx({"a": counts[0] / rows["a"], "b": counts[1] / rows["b"]})
+
+
+@pytest.mark.parametrize("short, share", [(16, 0.5), (30, 0.5), (16, 0.1), (16, 0.9)])
+def test_a_mixture_is_of_targets_not_of_rows(tmp_path: Path, short: int, share: float) -> None:
+    """Documents of `short` bytes leave most of their rows empty; those of `a` fill them."""
+    write_files(tmp_path / "s", {f"{i}.txt": f"{i:0{short}d}" for i in range(40)})
+    mixture = {"a": 1 - share, "s": share}
+    texts = {f"{i}.txt": f"{i:02d}" + "x" * 317 for i in range(40)}
+    config = text_config(tmp_path, texts, split=SplitConfig(val=0.2), mixture=mixture)
+    prepared = prepare(
+        DataConfig(**{**vars(config), "sources": {**config.sources, "s": text_source(tmp_path / "s")}}), 32,
+        progress=False,
+    )  # fmt: skip
+    loader = make(prepared, rows=4096, micro=4096)
+    step = loader.step(0)
+    own = (step.micro[0].targets != X).sum(1)
+    tokens = own[step.micro[0].source == 1].sum().item()
+    assert own[step.micro[0].source == 1].unique().tolist() == [short + 1]
+    assert tokens / step.targets == pytest.approx(share, abs=0.001)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

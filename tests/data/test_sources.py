@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from data import sources
 from data.config import SourceConfig
+from data.encode import available_workers
 from data.errors import DataError
 from data.packages import versions
 from data.sources import Document, list_tasks, read
@@ -83,6 +85,11 @@ def test_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("c.md", "C"),
     ]
     assert [d.problem for d in found] == [None, None, "not UTF-8 at byte 1", None]
+    (tmp_path / "link").symlink_to("t")
+    (tmp_path / "t" / "again.txt").symlink_to("b.txt")
+    linked = SourceConfig(kind="text", files=("link/*.txt", "t/*.txt"))
+    assert [d.id for d in documents(linked)] == ["again.txt", "bad.txt"]  # each file once, under its first name
+    (tmp_path / "t" / "again.txt").unlink()
     absolute = SourceConfig(kind="text", files=(f"{tmp_path}/t/**/*.txt",), exclude=("a/*", "t/bad.txt"))
     assert [d.id for d in documents(absolute)] == ["b.txt", "bad.txt"]
     assert texts(SourceConfig(kind="text", files=("t/**/*.txt",), exclude=("t/bad.txt",), max_documents=1)) == ["A\x00"]
@@ -175,6 +182,52 @@ def test_hugging_face_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         documents(SourceConfig(**hf, path="json", data_files=(str(tmp_path / "gone.jsonl"),)))
     numbers = documents(SourceConfig(**hf, path=str(tmp_path / "saved"), text="n"))
     assert numbers[0].text is None and numbers[0].problem == "no text in field 'n'"
+
+
+def test_a_dataset_is_loaded_once_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": [f"document {i}" for i in range(20)]}).save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setattr(sources, "TASK_BYTES", 64)
+    loads = []
+    real = datasets.load_from_disk
+
+    def load(path: str) -> Any:
+        loads.append(path)
+        return real(path)
+
+    monkeypatch.setattr(datasets, "load_from_disk", load)
+    config = SourceConfig(kind="hf", path=str(tmp_path / "saved"))
+    assert len(texts(config)) == 20 and len(list_tasks("s", "train", config)) == 5
+    assert texts(replace(config, streaming=True)) == texts(config)  # it is on disk: there is nothing to stream
+    del loads[2:]
+    assert len(loads) == 2  # one for each list
+    datasets.Dataset.from_dict({"text": ["other"]}).save_to_disk(str(tmp_path / "saved2"))
+    (tmp_path / "saved").rename(tmp_path / "gone")
+    (tmp_path / "saved2").rename(tmp_path / "saved")
+    assert texts(config) == ["other"]
+
+
+def test_a_stream_has_a_task_for_each_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in "abc":
+        lines = [json.dumps({"text": f"{name}{i}"}) for i in range(4)]
+        write_files(tmp_path, {f"{name}.jsonl": "\n".join(lines)})
+    files = tuple(str(tmp_path / f"{name}.jsonl") for name in "abc")
+    config = SourceConfig(kind="hf", path="json", data_files=files, streaming=True)
+    tasks = list_tasks("s", "train", config)
+    assert [task.label for task in tasks] == ["train-s-00000", "train-s-00001", "train-s-00002"]
+    want = [f"{name}{i}" for name in "abc" for i in range(4)]
+    assert texts(config) == want
+    assert len({document.id for document in documents(config)}) == 12
+    assert [document.id for document in documents(config)][4:6] == ["train-1@0", "train-1@1"]
+    assert available_workers(tasks) == min(3, len(os.sched_getaffinity(0)))
+    some = SourceConfig(kind="hf", path="json", data_files=files, streaming=True, max_documents=6)
+    assert texts(some) == want[:6] and len(list_tasks("s", "train", some)) == 1
+    one = SourceConfig(kind="hf", path="json", data_files=files[:1], streaming=True)
+    assert documents(one)[2].id == "train@2"
 
 
 def test_hugging_face_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:

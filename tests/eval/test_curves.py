@@ -77,6 +77,29 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert "matplotlib.pyplot" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    "bits", [(1.7, 1.4), (1.45, 1.42), (1.42, 1.45), (1.4, 1.4), (1.45, 1.3), (1.0, 1.02), (9.0, 0.2)]
+)
+def test_references_are_named_without_overlap(bits: tuple[float, float], tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6.2), dpi=200)
+    axes = figure.subplots(2, 2)[0, 0]
+    FigureCanvasAgg(figure).draw()
+    axes.set_ylim(2.0, 8.3)
+    curves._draw_references(axes, run(30), dict(zip(("gzip -9", "xz -9"), bits, strict=True)))
+    figure.canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(texts) == {"gzip -9", "xz -9"}
+    one, two = texts.values()
+    assert not one.overlaps(two)
+    frame = axes.get_window_extent()
+    assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in (one, two))
+    [nll, bpb] = [run(30)[-1][key] for key in ("val/nll", "val/bpb")]
+    assert sorted(line.get_ydata()[0] for line in axes.lines) == pytest.approx(sorted(b * nll / bpb for b in bits))
+
+
 def test_buckets_keep_mean_and_range() -> None:
     x, y = np.arange(10_000.0), np.sin(np.arange(10_000.0))
     y[1234] = 50

@@ -152,6 +152,15 @@ def test_draws_follow_the_distribution() -> None:
     assert sum((counts[i] - e) ** 2 / e for i, e in enumerate(expected)) < 16.3  # chi-square, 3 degrees, p = 0.001
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 5e-324])
+def test_hardly_any_temperature_is_greedy(make: Make, temperature: float) -> None:
+    model = make()
+    want = generate(model, PROMPTS, max_new_tokens=8, temperature=0)
+    options = [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}]
+    for chosen in options:
+        assert generate(model, PROMPTS, max_new_tokens=8, temperature=temperature, **chosen) == want  # type: ignore[arg-type]
+
+
 def test_transforms_limit_what_is_drawn() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     assert {sampler(1, 5.0, 2, None, None, seed)(logits)[0] for seed in range(50)} == {0, 1}

@@ -1,5 +1,9 @@
 """Rates against numbers by hand, on a clock that the test moves."""
 
+import os
+import subprocess
+from typing import Any
+
 import pytest
 import torch
 
@@ -48,6 +52,15 @@ def test_a_window_by_hand() -> None:
     assert (again["train/tokens_per_s"], again["train/data_wait"], again["time/elapsed"]) == (7, 0, 51)
 
 
+def test_time_goes_on_over_starts() -> None:
+    clock = Clock()
+    meter = Throughput(1.0, 1.0, elapsed=1000.0, clock=clock)
+    clock.now += 10
+    meter.add(50)
+    assert meter.elapsed == 1010
+    assert (meter.rate(), meter.read()["time/elapsed"]) == (5, 1010)  # the rate is that of this start
+
+
 def test_no_time_is_no_rate() -> None:
     meter = Throughput(1.0, 1.0, clock=Clock())
     meter.add(5)
@@ -94,11 +107,35 @@ def test_a_cpu_is_measured() -> None:
     assert value > 1e7 and source == "measured"
 
 
+def test_a_measurement_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    ones = torch.ones
+
+    def on_cpu(*size: int, device: Any, dtype: torch.dtype) -> torch.Tensor:
+        return ones(*size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "ones", on_cpu)
+    for name in ("mps", "cuda"):
+        monkeypatch.setattr(getattr(torch, name), "synchronize", lambda name=name: calls.append(name))
+        measured_peak(name, torch.float32, size=8, seconds=0.0)
+    assert calls == ["mps"] * 6 + ["cuda"] * 6  # before and after each of three products
+
+
+def resident() -> float:
+    """GiB in this process now."""
+    command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 2**20
+
+
 def test_memory_is_in_gib() -> None:
+    now = resident()
+    size = int((memory("cpu") - now + 0.25) * 2**30)  # 256 MiB above the largest so far
     before = memory("cpu")
-    block = torch.ones(64 * 2**20)  # 256 MiB
-    assert 0 < before <= memory("cpu") < 512
-    assert memory("cpu") >= 0.25 * block[0].item()
+    block = torch.ones(size // 4)
+    assert 0.01 < before < 512
+    assert 0.2 < memory("cpu") - before < 0.5
+    del block
+    assert memory("cpu") - before > 0.2  # the largest, not the present
 
 
 def test_time_left() -> None:

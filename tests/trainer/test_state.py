@@ -6,8 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ import durable
 from trainer import checkpoint, memory, rundir
 from trainer.guard import LIMIT, Guard
 from trainer.precision import Precision, resolve
-from trainer.signals import StopRequest
+from trainer.signals import Stopped, StopRequest
 from trainer.window import Window
 
 CPU = torch.device("cpu")
@@ -39,9 +37,9 @@ def test_guard_refuses_what_is_not_finite_and_counts():
 
 def test_guard_gives_up_and_remembers_over_a_resume():
     guard = Guard(CPU, skipped=3, in_a_row=LIMIT - 1)
-    assert guard.read() == 3 and not guard.gave_up
+    assert guard.read() == 3 and not guard.gives_up(LIMIT)
     guard.check(torch.tensor(math.nan), torch.tensor(1.0), alone)
-    assert guard.read() == 4 and guard.gave_up
+    assert guard.read() == 4 and guard.gives_up(LIMIT) and not guard.gives_up(LIMIT + 1)
 
 
 def test_window_sums_applied_steps_and_goes_on_from_a_checkpoint():
@@ -72,33 +70,37 @@ def test_window_leaves_a_skipped_step_out():
     assert window.read(alone) == {"nll": 3.0, "grad_norm": 3.0, "steps": 2.0}
 
 
-def save(run, step, *, best=False, keep=2, text="x"):
-    return checkpoint.save(run, step, lambda d: (d / "file").write_text(text), {}, keep=keep, best=best)
+def save(run, step, *, best_step=None, keep=2, text="x"):
+    state = {"best_step": best_step}
+    return checkpoint.save(run, step, lambda d: (d / "file").write_text(text), state, keep=keep)
 
 
 def steps(run):
     return [durable.step_of(p) for p in durable.list_checkpoints(run)]
 
 
+def best(run):
+    return durable.step_of(durable.find_checkpoint(run, "best"))
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in range(1, 6):
-        save(tmp_path, step, best=step == 2)
-    assert steps(tmp_path) == [2, 4, 5]
-    assert durable.step_of(durable.find_checkpoint(tmp_path, "best")) == 2
-    save(tmp_path, 6, best=True)
-    assert steps(tmp_path) == [5, 6]
+        save(tmp_path, step, best_step=2 if step >= 2 else None)
+    assert steps(tmp_path) == [2, 4, 5] and best(tmp_path) == 2
+    save(tmp_path, 6, best_step=6)
+    assert steps(tmp_path) == [5, 6] and best(tmp_path) == 6
 
 
 def test_a_failing_save_leaves_everything_as_it_was(tmp_path):
-    save(tmp_path, 1, best=True)
+    save(tmp_path, 1, best_step=1)
 
     def fail(directory):
         (directory / "part").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError):
-        checkpoint.save(tmp_path, 2, fail, {}, keep=1, best=True)
-    assert steps(tmp_path) == [1] and durable.step_of(durable.find_checkpoint(tmp_path, "best")) == 1
+        checkpoint.save(tmp_path, 2, fail, {"best_step": 2}, keep=1)
+    assert steps(tmp_path) == [1] and best(tmp_path) == 1
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step_00000001", "best"}
 
 
@@ -108,19 +110,21 @@ def test_killed_at_any_call_inside_a_save_the_run_stays_loadable(tmp_path, monke
     real, killed = getattr(os, at), 0
     for k in range(1, 20):
         run = tmp_path / str(k)
-        save(run, 1, best=True)
+        save(run, 1, best_step=1)
         child = os.fork()
         if child == 0:
             calls = itertools.count(1)
             monkeypatch.setattr(os, at, lambda *a: os._exit(9) if next(calls) == k else real(*a))  # noqa: B023
             try:
-                save(run, 2, best=True, keep=1)
+                save(run, 2, best_step=2, keep=1)
             finally:
                 os._exit(0)
         finished = os.waitpid(child, 0)[1] == 0
         newest, _ = durable.newest_checkpoint(run)
-        assert newest is not None and durable.step_of(durable.find_checkpoint(run, "best")) in (1, 2)
-        checkpoint.forget_after(run, durable.step_of(newest))
+        assert newest is not None
+        state = durable.verify(newest)
+        checkpoint.go_on_from(run, state["step"], state["best_step"])
+        assert best(run) == state["best_step"] == state["step"]
         assert not [p for p in (run / "checkpoints").iterdir() if p.suffix]
         if finished:
             break
@@ -128,13 +132,18 @@ def test_killed_at_any_call_inside_a_save_the_run_stays_loadable(tmp_path, monke
     assert finished and killed == {"fsync": 6, "rename": 2, "replace": 2}[at]
 
 
-def test_forget_after_drops_leftovers_and_newer_checkpoints(tmp_path):
+def test_going_on_removes_leftovers_and_sets_damaged_ones_aside(tmp_path):
     for step in (1, 2, 3):
-        save(tmp_path, step, keep=5)
-    (tmp_path / "checkpoints" / "step_00000004.tmp").mkdir()
-    shutil.copytree(tmp_path / "checkpoints" / "step_00000001", tmp_path / "checkpoints" / "step_00000000.old")
-    checkpoint.forget_after(tmp_path, 2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+        save(tmp_path, step, keep=5, best_step=3)
+    folder = tmp_path / "checkpoints"
+    (folder / "step_00000004.tmp").mkdir()
+    (folder / ".best.123.tmp").write_text("")
+    shutil.copytree(folder / "step_00000001", folder / "step_00000000.old")
+    checkpoint.go_on_from(tmp_path, 2, best_step=1)
+    kept = {"step_00000001", "step_00000002", "step_00000003.damaged", "best"}
+    assert {p.name for p in folder.iterdir()} == kept and best(tmp_path) == 1
+    checkpoint.go_on_from(tmp_path, 2, best_step=None)
+    assert not (folder / "best").exists() and steps(tmp_path) == [1, 2]
 
 
 def test_tensors_round_trip(tmp_path):
@@ -144,20 +153,33 @@ def test_tensors_round_trip(tmp_path):
     assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in tensors)
 
 
-def test_a_signal_asks_once_and_handlers_come_back():
+def test_a_signal_asks_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
+    with StopRequest() as stop, stop.polling():
         assert not stop
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher passes the same request on: no second one
         assert stop
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_ends_at_once():
-    code = "import os, signal, sys; sys.path.insert(0, sys.argv[1])\nfrom trainer.signals import StopRequest\n"
-    code += "with StopRequest():\n os.kill(os.getpid(), 15); os.kill(os.getpid(), 2)\n print('still here')"
-    done = subprocess.run([sys.executable, "-c", code, os.getcwd()], capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (130, b"")
+def test_where_nobody_polls_a_signal_ends_what_is_going_on():
+    with StopRequest() as stop:
+        with pytest.raises(Stopped, match="stopped by SIGINT"):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+
+
+def test_a_later_second_signal_ends_at_once_after_last_words(tmp_path, monkeypatch):
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr("trainer.signals._SAME_REQUEST", 0.0)
+        with StopRequest(last_words=lambda: (tmp_path / "words").write_text("bye")) as stop, stop.polling():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert (tmp_path / "words").read_text() == "bye"
 
 
 def test_a_run_directory_is_held_by_one_process(tmp_path):

@@ -1,0 +1,78 @@
+"""What a tokenizer is trained on: about as much as was asked for, from all over, without reading everything."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data import sample, sources
+from data.config import SourceConfig
+from data.sample import training_sample
+from data.sources import Document, Task, list_tasks
+
+from .helpers import write_files
+
+
+@pytest.fixture
+def read_tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Labels of the tasks that were read, of which there are many from little text."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 1000)
+    monkeypatch.setattr(sample, "CHUNK", 50)
+    seen: list[str] = []
+    real = sample.read
+
+    def read(task: Task) -> Iterator[Document]:
+        seen.append(task.label)
+        return real(task)
+
+    monkeypatch.setattr(sample, "read", read)
+    return seen
+
+
+def tasks_of(tmp_path: Path, lines: int, name: str = "a") -> list[Task]:
+    text = "".join(json.dumps({"text": f"{name}{i:06d} " * 8}) + "\n" for i in range(lines))
+    write_files(tmp_path, {f"{name}.jsonl": text})
+    return list_tasks(name, "train", SourceConfig(kind="jsonl", files=(f"{tmp_path}/{name}.jsonl",)))
+
+
+def test_a_huge_corpus_is_not_read_whole(tmp_path: Path, read_tasks: list[str]) -> None:
+    tasks = tasks_of(tmp_path, 8000)
+    assert len(tasks) > 500
+    chunks = list(training_sample(tasks, 5000))
+    assert 3000 < sum(map(len, chunks)) < 7000
+    assert 16 <= len(read_tasks) <= 45 and read_tasks == sorted(read_tasks)
+    places = [int(label.rsplit("-", 1)[1]) for label in read_tasks]
+    assert min(places) < len(tasks) / 4 and max(places) > 3 * len(tasks) / 4
+    assert list(training_sample(tasks, 5000)) == chunks
+    assert len(set(chunks)) == len(chunks)
+
+
+def test_a_small_corpus_is_read_whole(tmp_path: Path, read_tasks: list[str]) -> None:
+    tasks = [*tasks_of(tmp_path, 100), *tasks_of(tmp_path, 300, "b")]
+    chunks = list(training_sample(tasks, 1 << 30))
+    assert "".join(chunks) == "".join(f"{name}{i:06d} " * 8 for name, n in (("a", 100), ("b", 300)) for i in range(n))
+    assert read_tasks == [task.label for task in tasks]
+
+
+def test_sources_give_in_proportion_to_their_size(tmp_path: Path, read_tasks: list[str]) -> None:
+    tasks = [*tasks_of(tmp_path, 2000), *tasks_of(tmp_path, 6000, "b")]
+    chunks = list(training_sample(tasks, 40_000))
+    size = {name: sum(len(chunk) for chunk in chunks if name in chunk) for name in "ab"}
+    assert 0.15 < size["a"] / (size["a"] + size["b"]) < 0.35
+
+
+def test_streams_give_their_starts(read_tasks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SourceConfig(kind="hf", path="x", streaming=True)
+    tasks = [Task("s", "train", i, config, (), 0) for i in range(40)]
+
+    def read(task: Task) -> Iterator[Document]:
+        read_tasks.append(task.label)
+        for i in range(10**9):
+            yield Document(str(i), f"{task.index:04d} {i:044d}\n")
+
+    monkeypatch.setattr(sample, "read", read)
+    chunks = list(training_sample(tasks, 16_000))
+    assert len(read_tasks) == 16 and 16_000 <= sum(map(len, chunks)) < 20_000
+    each = [sum(chunk.startswith(label[-4:]) for chunk in chunks) for label in read_tasks]
+    assert min(each) > 15 and max(each) < 30
