@@ -1,7 +1,6 @@
 """One process or many: the only home of torch.distributed. What others need of it is passed to them."""
 
 import gc
-import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
