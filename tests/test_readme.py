@@ -16,6 +16,7 @@ from tests.conftest import Bench
 
 README = (ROOT / "README.md").read_text()
 METRICS = ROOT / "docs" / "quickstart.metrics.jsonl"
+FINAL = ROOT / "docs" / "quickstart.final.json"
 TEXT = "First line of a text.\nAnother line, a little longer than the first.\n" * 200
 
 
@@ -87,7 +88,8 @@ def test_the_picture_is_drawn_from_the_committed_metrics(tmp_path: Path):
 
     from eval import draw
 
-    draw([json.loads(line) for line in METRICS.read_text().splitlines()], tmp_path / "curves.png", "quickstart")
+    rows = [json.loads(line) for line in METRICS.read_text().splitlines()]
+    draw(rows, tmp_path / "curves.png", "quickstart", json.loads(FINAL.read_text())["compression"])
     drawn, shown = imread(tmp_path / "curves.png"), imread(ROOT / "docs" / "curves.png")
     assert drawn.shape == shown.shape
     # Another version of matplotlib or of its fonts moves edges by a pixel; another curve moves far more.
@@ -97,7 +99,9 @@ def test_the_picture_is_drawn_from_the_committed_metrics(tmp_path: Path):
 def test_figures_are_those_of_the_committed_run():
     rows = [json.loads(line) for line in METRICS.read_text().splitlines()]
     assert f"{rows[-1]['val/bpb']:.3f}" in README
-    assert f"{rows[-1]['step']} steps" in README
+    assert f"{rows[-1]['step']} steps" in README and f"{rows[-1]['tokens'] / 1e6:.2f}M tokens" in README
+    for size in json.loads(FINAL.read_text())["compression"].values():
+        assert f"{size:.3f}" in README and rows[-1]["val/bpb"] < size
 
 
 def test_recipes_say_how_they_were_measured():
