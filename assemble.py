@@ -70,7 +70,7 @@ class State:
     def read(cls, checkpoint: Path) -> "State":
         """The state in a verified checkpoint, whose `state.json` holds the list of files too."""
         saved = json.loads((checkpoint / STATE).read_text())
-        return cls(**{f.name: saved[f.name] for f in dataclasses.fields(cls)})
+        return cls(**{f.name: saved[f.name] for f in dataclasses.fields(cls) if f.name in saved})
 
 
 def set_up_process(config: RunConfig, place: Place, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from configs import entry
@@ -18,6 +18,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most likely tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="among the fewest that hold P of the probability")
     parser.add_argument("--min-p", type=float, metavar="P", help="among those at least P times as likely as the first")
+    parser.add_argument("--beams", type=int, metavar="B", help="beam search with B beams instead of sampling")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     return parser
@@ -30,29 +31,27 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--max-new-tokens must be at least 1")
     from data import load_tokenizer
     from durable import find_checkpoint
-    from model import load_model, stream
+    from model import beam_search, load_model, stream
 
     evaluated = (Path(args.run) / "checkpoints" / "best").is_file()
     path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"))
     tokenizer, model = load_tokenizer(path), load_model(path, device=args.device)
-    ids = stream(
-        model,
-        [tokenizer.end_id, *tokenizer.encode(args.prompt)],
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        stop_id=tokenizer.end_id,
-        seed=args.seed,
-    )
+    prompt = [tokenizer.end_id, *tokenizer.encode(args.prompt)]
+    ids: Iterable[int]
+    if args.beams is not None:
+        ids = beam_search(model, prompt, beams=args.beams, max_new_tokens=args.max_new_tokens, stop_id=tokenizer.end_id)
+    else:
+        ids = stream(
+            model, prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
+            top_p=args.top_p, min_p=args.min_p, stop_id=tokenizer.end_id, seed=args.seed,
+        )  # fmt: skip
     print(args.prompt, end="", flush=True)
     for piece in whole_characters(ids, tokenizer.decode):
         print(piece, end="", flush=True)
     print()
 
 
-def whole_characters(ids: Iterator[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+def whole_characters(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
     """Text as it becomes certain: a token may end in the middle of a character."""
     seen: list[int] = []
     shown = ""

@@ -42,6 +42,11 @@ def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, caps
         assert generate.main([str(run), "--prompt", "import é", "--max-new-tokens", "40", "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import é")
+    searched = []
+    for beams, seed in (("2", "1"), ("2", "9"), ("0", "1")):
+        code = generate.main([str(run), "--beams", beams, "--max-new-tokens", "6", "--seed", seed])
+        searched.append((code, capsys.readouterr().out))
+    assert searched[0] == searched[1] and [code for code, _ in searched] == [0, 0, 2]
     assert generate.main([str(run), "--temperature", "-1"]) == 2
     assert generate.main([str(run), "--max-new-tokens", "0"]) == 2
     assert generate.main([str(run / "absent")]) == 2
