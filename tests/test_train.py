@@ -85,11 +85,12 @@ def kill_at(bench: Bench, name: str, step: int, number: signal.Signals, *overrid
     return process.returncode
 
 
-def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, *overrides: str) -> None:
+def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, steps: int, *overrides: str) -> None:
     """Kill at random steps and, every third time, at a random moment, wherever the process is then."""
-    every_step = (*SHORT, *overrides, "track.every=1")
+    every_step = (*SHORT, *overrides, "track.every=1", f"train.steps={steps}")
+    bench.train(reference, *every_step)
     rng, codes = random.Random(name), []
-    for number, step in enumerate(sorted(rng.randrange(1, 24) for _ in range(kills))):
+    for number, step in enumerate(sorted(rng.sample(range(1, steps - 2), kills))):
         if number % 3 == 2:
             process = bench.start(*bench.arguments(name, *every_step))
             time.sleep(rng.uniform(1.0, 5.0))
@@ -98,7 +99,7 @@ def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, *
             codes.append(process.returncode)
         else:
             codes.append(kill_at(bench, name, step, signal.SIGKILL, *every_step))
-    assert set(codes) <= {-signal.SIGKILL, 0} and -signal.SIGKILL in codes[:2], codes
+    assert set(codes) <= {-signal.SIGKILL, 0} and codes.count(-signal.SIGKILL) >= 0.8 * kills - 1, codes
     bench.train(name, *every_step)
     assert_same_run(bench, reference, name)
 
@@ -106,16 +107,14 @@ def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, *
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_at_random_steps_the_run_is_the_one_it_would_have_been(bench: Bench, precision: str):
     override = f"train.precision={precision}"
-    bench.train(f"clean-{precision}", *SHORT, override, "track.every=1")
-    interrupt_and_compare(bench, f"killed-{precision}", f"clean-{precision}", 3, override)
+    interrupt_and_compare(bench, f"killed-{precision}", f"clean-{precision}", 3, 24, override)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_twenty_times(bench: Bench, precision: str):
     override = f"train.precision={precision}"
-    bench.train(f"soak-clean-{precision}", *SHORT, override, "track.every=1")
-    interrupt_and_compare(bench, f"soak-killed-{precision}", f"soak-clean-{precision}", 20, override)
+    interrupt_and_compare(bench, f"soak-killed-{precision}", f"soak-clean-{precision}", 20, 120, override)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

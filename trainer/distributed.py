@@ -1,11 +1,12 @@
 """One process or many: the only home of torch.distributed. What others need of it is passed to them."""
 
 import gc
+import inspect
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,7 +64,10 @@ class Ranks:
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        known = inspect.signature(DistributedDataParallel).parameters  # the option was renamed in torch 2.13
+        never_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True, never_sync: False}
+        return DistributedDataParallel(model, **options)
 
     def sync_if(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Gradients travel once a step, with the last micro-batch; covers forward and backward."""
