@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,11 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     return None, reasons
 
 
-def find_checkpoint(path: str | Path, which: str = "last") -> Path:
+def find_checkpoint(path: str | Path, which: str = "last", warn: Callable[[str], None] = lambda _: None) -> Path:
     """A verified checkpoint: `path` itself, or of the run at `path` the one that `which` names.
 
-    `which` is `last`, `best` or a step. Raises ValueError when there is none such, `Damaged` when it is not intact.
+    `which` is `last` (the newest intact one; `warn` hears of damaged newer ones), `best` or a step. Raises ValueError
+    when there is none such, `Damaged` when it is not intact.
     """
     path = Path(path)
     if (path / STATE).is_file():
@@ -170,7 +171,9 @@ def find_checkpoint(path: str | Path, which: str = "last") -> Path:
     if not path.is_dir():
         raise ValueError(f"{path}: no such run or checkpoint")
     if which == "last":
-        newest, _ = newest_checkpoint(path)
+        newest, passed_over = newest_checkpoint(path)
+        for reason in passed_over:
+            warn(f"damaged checkpoint passed over: {reason}")
         if newest is None:
             raise ValueError(f"{path}: no checkpoint yet")
         return newest
@@ -184,5 +187,8 @@ def find_checkpoint(path: str | Path, which: str = "last") -> Path:
     if not name.isdecimal() or int(name) not in have:
         steps = ", ".join(str(s) for s in have) or "none"
         raise ValueError(f"{path}: no checkpoint {which!r}; there are last, best and steps {steps}")
-    verify(have[int(name)])
+    try:
+        verify(have[int(name)])
+    except Damaged as error:
+        raise Damaged(f"damaged: {error}; `--checkpoint last` takes the newest intact one") from None
     return have[int(name)]

@@ -131,6 +131,7 @@ def go_through(
     if state.step >= parts.total:
         if ranks.rank == 0:
             point_to_best(path, state.best_step)
+            print(f"{path} is finished at step {state.step}: nothing was trained; --restart starts anew\n")
             print(conclude(path, config, data, "done"))
         return "done"
     ranks.barrier()  # every rank has read the checkpoint: from here on rank 0 may prune
@@ -238,8 +239,8 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
         return State(), None
     found = changes(read_tree(path / "config.yaml"), config)
     if found.identity:
-        end = f"{path} began with another config; --restart starts anew, or choose another run.name"
-        raise ConfigError([*map(str, found.identity), end])
+        end = "; --restart starts anew, or choose another run.name"
+        raise ConfigError([f"{path} began with another config: {change}{end}" for change in found.identity])
     if checkpoint is None:
         return State(), None
     state = State.read(checkpoint)
@@ -257,8 +258,13 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
 
     go_on_from(path, state.step, state.best_step)
     if state.step:
+        print(f"{path} goes on from step {state.step}", file=sys.stderr)
         for change in changes(read_tree(path / "config.yaml"), config).recorded:
+            print(f"changed: {change}", file=sys.stderr)
             append_line(path / "changes.jsonl", {"step": state.step, **vars(change)})
+    held_out = parts.data.val.rows_by_source
+    for name in (name for name, rows in parts.data.train.rows_by_source.items() if rows and not held_out.get(name)):
+        print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
     durable.atomic_write(path / "config.yaml", dump(config))
     learner = parts.learner
     extra = {

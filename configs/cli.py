@@ -117,7 +117,8 @@ def entry(main: Callable[P, int | None]) -> Callable[P, int]:
             if known is None:
                 raise
             code, lines = known
-            print(*lines, sep="\n", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # under torchrun the others would only say it again
+                print(*lines, sep="\n", file=sys.stderr)
             return code
 
     return run

@@ -161,7 +161,18 @@ def describe() -> str:
     for group, rows in groupby(fields(), lambda field: field.group):
         title = sections[group]["description"] if group in sections else "One entry for each corpus, under any name."
         lines += ["", f"{group}: {title}", *_table(group, list(rows))]
-    return "\n".join([*lines, "", NOTES]).strip()
+    return "\n".join([*lines, "", *_loss_terms(), "", NOTES]).strip()
+
+
+def _loss_terms() -> list[str]:
+    """The registered terms of loss.base and loss.add with their options and defaults."""
+    from loss.terms import TERMS
+
+    lines = ["Loss terms, for loss.base and loss.add:"]
+    for name, term in TERMS.items():
+        options = ", ".join(f"{key}: {option.default:g}" for key, option in term.options.items())
+        lines += textwrap.wrap(f"  {name}: {{{options}}}  {term.function.__doc__}", 116, subsequent_indent="    ")
+    return lines
 
 
 def _table(group: str, rows: list[Field]) -> list[str]:

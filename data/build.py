@@ -125,11 +125,10 @@ def check_problems(
     seen = sum(shard.documents for shard in shards) + problems["unparsable"]
     if bad > config.max_bad_fraction * seen:
         first = f", the first: {example}" if example else ""
-        hint = f"; mend them and delete {prepared}, " if prepared else "; mend or exclude them, "
-        raise DataError(
-            f"data.sources: {bad} of {seen} documents are unreadable{first}{hint}"
-            f"or set data.max_bad_fraction above {bad / seen:.2g} to leave them out"
-        )
+        ways = [f"mend them and delete {prepared}" if prepared else "mend or exclude them"]
+        if bad < seen:
+            ways.append(f"set data.max_bad_fraction above {bad / seen:.2g} to leave them out")
+        raise DataError(f"data.sources: {bad} of {seen} documents are unreadable{first}; {', or '.join(ways)}")
 
 
 def remove_leftovers(directory: Path) -> None:

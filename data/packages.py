@@ -1,5 +1,6 @@
 """The Python source of installed packages, found without importing them."""
 
+import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -19,7 +20,7 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__", "site-
 def package_paths(package: str) -> list[Path]:
     """Folders, or the one file, that hold a package's source; found without importing it.
 
-    Raises DataError, saying how to install it, when it is missing or has no Python source.
+    Raises DataError, with the nearest name, when it is missing or has no Python source.
     """
     if package == "stdlib":
         return [Path(sysconfig.get_path("stdlib"))]
@@ -29,7 +30,10 @@ def package_paths(package: str) -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise DataError(f"package {package!r} is not installed: pip install {top}, or take it out of packages")
+        known = [*sys.stdlib_module_names, *importlib.metadata.packages_distributions()]
+        near = difflib.get_close_matches(top, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "install it, or take it out of packages"
+        raise DataError(f"package {package!r} is not installed: {hint}")
     if spec.submodule_search_locations is None:
         paths = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") and not inner else []
     else:

@@ -226,6 +226,14 @@ def _read_lines(file: IO[bytes] | gzip.GzipFile, part: Part, field: str) -> Iter
             yield _parse_line(identity, line, field)
 
 
+def _no_text(field: str, record: object) -> str:
+    """Why a record has no text, with the fields that hold some."""
+    fields = (
+        [str(name) for name, value in record.items() if isinstance(value, str)] if isinstance(record, Mapping) else []
+    )
+    return f"no text in field {field!r}" + (f" (`text:` may be {', '.join(fields[:5])})" if fields else "")
+
+
 def _parse_line(identity: str, line: bytes, field: str) -> Document:
     text, problem = decode(line)
     try:
@@ -233,7 +241,7 @@ def _parse_line(identity: str, line: bytes, field: str) -> Document:
     except (ValueError, RecursionError):
         return Document(identity, None, "not JSON")
     if not isinstance(record, Mapping) or not isinstance(record.get(field), str):
-        return Document(identity, None, f"no text in field {field!r}")
+        return Document(identity, None, _no_text(field, record))
     text, broken = clean_text(record[field])
     return Document(identity, text, problem or ("a lone surrogate" if broken else None))
 
@@ -302,4 +310,4 @@ def _read_hf(task: Task) -> Iterator[Document]:
                 text, broken = clean_text(text)
                 yield Document(f"{part.id}@{row}", text, "a lone surrogate" if broken else None)
             else:
-                yield Document(f"{part.id}@{row}", None, f"no text in field {task.config.text!r}")
+                yield Document(f"{part.id}@{row}", None, _no_text(task.config.text, record))

@@ -130,8 +130,11 @@ def _draw_references(axes: "Axes", rows: Sequence[Mapping[str, Any]], references
     _, bpb = _series(rows, "val/bpb", positive=True)
     if not len(nll) or not len(bpb) or not references:
         return
-    heights = {label: float(bits * nll[-1] / bpb[-1]) for label, bits in references.items()}
     low, high = axes.get_ylim()
+    heights = {label: float(bits * nll[-1] / bpb[-1]) for label, bits in references.items()}
+    heights = {label: height for label, height in heights.items() if height < 2 * high}  # never flattens the curves
+    if not heights:
+        return
     air = 0.1 * (max(high, *heights.values()) - min(low, *heights.values()))
     low, high = min(low, min(heights.values()) - air), max(high, max(heights.values()) + air)
     axes.set_ylim(low, high)

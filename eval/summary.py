@@ -24,10 +24,11 @@ def summarize(
     of general compressors on the same text, `best` the saved step of the lowest val/nll with that value, `paths`
     label -> file, `seconds` wall time in all, `tokens_per_s` while training.
     """
-    lines = [f"{name}: {step:,} steps, {tokens:,} tokens in {_duration(seconds)} ({tokens_per_s:,.0f} tokens/s)", ""]
+    speed = f"median {tokens_per_s:,.0f} tokens/s in training"
+    lines = [f"{name}: {step:,} steps, {tokens:,} tokens in {_duration(seconds)} ({speed})", ""]
     lines += _table(_rows(scores, compression or {}))
     if best is not None:
-        lines += ["", f"best checkpoint: step {best[0]:,}, {best[1]:.4f} nats/token"]
+        lines += ["", f"best saved checkpoint: step {best[0]:,}, {best[1]:.4f} nats/token"]
     if paths:
         width = max(map(len, paths))
         lines += ["", *(f"{label:<{width}}  {path}" for label, path in paths.items())]

@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
     args = parser.parse_args(argv)
     result = measure(args.run, args.checkpoint, args.device)
-    width = max(map(len, ["all", *result["labels"]]))
-    print(f"{'':<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
+    width = max(map(len, [result["checkpoint"], *result["labels"]]))
+    print(f"{result['checkpoint']:<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
     for name, row in {"all": result, **result["labels"]}.items():
         numbers = f"{row['nll']:>8.4f}  {row['ppl']:>9.2f}  {row['bpb']:>7.4f}  {row['accuracy']:>8.4f}"
         print(f"{name:<{width}}  {numbers}  {row['tokens']:>10,}")
@@ -37,7 +37,7 @@ def measure(run: Path, which: str, device_name: str | None) -> dict[str, Any]:
     from data import prepare
     from trainer.distributed import Place, Ranks, pick_device
 
-    checkpoint = find_checkpoint(run, which)
+    checkpoint = find_checkpoint(run, which, warn=lambda reason: print(f"warning: {reason}", file=sys.stderr))
     config, place = load(run / "config.yaml"), Place()
     device = pick_device(device_name or config.run.device, place)
     set_up_process(config, place, device)

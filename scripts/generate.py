@@ -32,10 +32,15 @@ def main(argv: Sequence[str]) -> None:
     from data import load_tokenizer
     from durable import find_checkpoint
     from model import beam_search, load_model, stream
+    from trainer.distributed import Place, pick_device
+
+    def warn(reason: str) -> None:
+        print(f"warning: {reason}", file=sys.stderr)
 
     evaluated = (Path(args.run) / "checkpoints" / "best").is_file()
-    path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"))
-    tokenizer, model = load_tokenizer(path), load_model(path, device=args.device)
+    device = pick_device(args.device, Place())
+    path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"), warn=warn)
+    tokenizer, model = load_tokenizer(path), load_model(path, device=device)
     prompt = [tokenizer.end_id, *tokenizer.encode(args.prompt)]
     ids: Iterable[int]
     if args.beams is not None:

@@ -16,12 +16,15 @@ from trainer.meters import clock_text
 def dry_run(config: RunConfig) -> int:
     """Print the plan of a run on one process; returns the exit code."""
     place = Place()
-    device = pick_device(config.run.device, place)
+    try:
+        device, there = pick_device(config.run.device, place), True
+    except ValueError:  # sizes can be told without it
+        device, there = torch.device("cpu"), False
     set_up_process(config, place, device)
     data = lookup(config.data, config.model.context)
     vocab_size = data.tokenizer.vocab_size if data else assumed_vocabulary(config)
     learner = build_learner(config, vocab_size, Ranks(place, device), device)
-    for name, value in facts(config, learner, data, vocab_size):
+    for name, value in facts(config, learner, data, vocab_size, timed=there):
         print(f"{name:<14} {value}")
     return 0
 
@@ -34,7 +37,9 @@ def assumed_vocabulary(config: RunConfig) -> int:
     return tokenizer.train.vocab_size if tokenizer.train else 257
 
 
-def facts(config: RunConfig, learner: Learner, data: Prepared | None, vocab_size: int) -> list[tuple[str, str]]:
+def facts(
+    config: RunConfig, learner: Learner, data: Prepared | None, vocab_size: int, *, timed: bool
+) -> list[tuple[str, str]]:
     """The lines of the plan as (name, value)."""
     shape, rows = config.model, rows_per_step(config)
     per_token = learner.flops_per_token
@@ -47,7 +52,7 @@ def facts(config: RunConfig, learner: Learner, data: Prepared | None, vocab_size
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
         ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
         ("memory", f"about {sum(memory.values()) / 2**20:,.0f} MiB (MiB: {parts})"),
-        ("step", f"{rows} rows = {rows * shape.context:,} tokens, in micro-batches of {learner.micro_rows} rows"),
+        ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
     train_rows, by_source = expected_rows(config, data)
     total = total_steps(config, train_rows, State()) if train_rows or config.train.epochs is None else None
@@ -59,6 +64,8 @@ def facts(config: RunConfig, learner: Learner, data: Prepared | None, vocab_size
         lines.append(("epochs", told if data else f"about {told} (from the size of the sources)"))
     else:
         lines.append(("epochs", "not known: a source does not tell its size"))
+    if not timed:
+        return [*lines, ("speed", f"not known: no {config.run.device} here (run.device=cpu times it on the CPU)")]
     seconds, micro_seconds, update_seconds = time_step(learner, vocab_size, rows)
     speed = rows * shape.context / seconds
     lines.append(("speed", f"{speed:,.0f} tokens/s: {micro_seconds * 1e3:,.0f} ms a micro-batch, "

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def describe(path: Path, config: RunConfig) -> str:
         raise ValueError(f"{path}: nothing was logged yet")
     last: dict[str, Any] = next((row for row in reversed(rows) if "val/nll" in row), {})
     speeds = [row["train/tokens_per_s"] for row in rows if row.get("train/tokens_per_s")]
+    prompt = next((f" --prompt {shlex.quote(p)}" for p in reversed(config.eval.prompts) if p), "")
     text = summarize(
         name=config.run.name,
         step=rows[-1]["step"],
@@ -79,7 +81,7 @@ def describe(path: Path, config: RunConfig) -> str:
         best=best_step(path, rows),
         paths={"curves": path / "curves.png", "metrics": path / "metrics.jsonl", "samples": path / "samples.jsonl"},
         commands=[
-            f'python -m scripts.generate {path} --prompt "def main("',
+            f"python -m scripts.generate {path}{prompt}",
             f"python -m scripts.evaluate {path}",
         ],
     )
@@ -103,6 +105,7 @@ def last_sample(path: Path) -> str:
     if not rows:
         return ""
     text = "\n".join(f"  | {line}" for line in (rows[-1]["prompt"] + rows[-1]["text"]).splitlines())
+    text = text or "  (empty: the model ended the document at once)"
     return f"sample at step {rows[-1]['step']}:\n{text}"
 
 

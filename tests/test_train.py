@@ -65,7 +65,7 @@ def test_a_finished_run_prints_its_summary_again_and_changes_nothing(bench: Benc
     path = bench.runs / whole
     before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name not in ("status.json", "run.lock")}
     told = bench.train(whole, *SHORT)
-    assert "bits/byte" in told and "gzip -9" in told and "xz -9" in told
+    assert "nothing was trained" in told and "bits/byte" in told and "gzip -9" in told and "xz -9" in told
     assert {p: p.read_bytes() for p in before} == before
 
 
@@ -232,7 +232,8 @@ def test_another_shape_or_corpus_is_refused_and_nothing_is_lost(bench: Bench, wh
 
 def test_changed_rates_are_accepted_and_recorded(bench: Bench, whole: str):
     assert kill_at(bench, "changed", 7, signal.SIGTERM, *SHORT) == 75
-    bench.train("changed", *SHORT, "optim.rates.matrix=0.01", "train.steps=26")
+    told = bench.train("changed", *SHORT, "optim.rates.matrix=0.01", "train.steps=26")
+    assert "goes on from step" in told and "changed: optim.rates.matrix: 0.02 -> 0.01" in told
     changes = [json.loads(line) for line in (bench.runs / "changed" / "changes.jsonl").open()]
     assert [(c["key"], c["old"], c["new"]) for c in changes] == [
         ("optim.rates.matrix", 0.02, 0.01),
@@ -325,4 +326,6 @@ def test_print_config_and_dry_run_write_nothing(bench: Bench):
     planned = bench.run(*bench.arguments("nothing"), "--dry-run")
     for fact in ("parameters", "FLOPs", "memory", "epochs", "tokens/s", "time"):
         assert fact in planned
+    elsewhere = bench.run(*bench.arguments("nothing", "run.device=cuda"), "--dry-run")
+    assert "no cuda here" in elsewhere and "parameters" in elsewhere
     assert not (bench.runs / "nothing").exists()

@@ -33,7 +33,8 @@ def hold(path: Path, *, restart: bool) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
             if restart:
                 with file_lock(path / "run.lock", wait=False):
-                    path.rename(_free_name(path))
+                    aside = path.rename(_free_name(path))
+                print(f"the old run is now {aside}", file=sys.stderr)
                 path.mkdir()
             held.enter_context(file_lock(path / "run.lock", wait=False))
         except OSError as error:

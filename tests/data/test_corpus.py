@@ -512,7 +512,7 @@ def test_bad_sources(tmp_path: Path) -> None:
     refused(replace(good, sources={"a": replace(text, files=("gone/*",))}), "source 'a': no file matches 'gone/\\*'")
     refused(replace(good, split=SplitConfig(sources={"v": SourceConfig(kind="jsonl")})), "data.split.sources.v: kind")
     missing = SourceConfig(kind="python", packages=("nosuchpackage",))
-    refused(replace(good, sources={"a": missing}), "pip install nosuchpackage")
+    refused(replace(good, sources={"a": missing}), "'nosuchpackage' is not installed")
     refused(good, "context is 0", context=0)
     refused(replace(good, mixture={"b": 1.0}), "must name every source once or be empty; look at a, b")
     refused(replace(good, mixture={"a": 1.0, "b": 1.0}), "look at b")

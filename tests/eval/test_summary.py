@@ -34,7 +34,7 @@ def test_a_full_summary() -> None:
         commands=["python -m scripts.generate runs/q --prompt 'def '"],
     )
     assert text.splitlines() == [
-        "quickstart: 300 steps, 2,457,600 tokens in 5 min 01 s (8,765 tokens/s)",
+        "quickstart: 300 steps, 2,457,600 tokens in 5 min 01 s (median 8,765 tokens/s in training)",
         "",
         "held-out text  nats/token  perplexity  bits/byte  accuracy",
         "----------------------------------------------------------",
@@ -44,7 +44,7 @@ def test_a_full_summary() -> None:
         "gzip -9                                   1.7012",
         "xz -9                                     1.4000",
         "",
-        "best checkpoint: step 300, 2.4681 nats/token",
+        "best saved checkpoint: step 300, 2.4681 nats/token",
         "",
         "curves   runs/q/curves.png",
         "samples  runs/q/samples.jsonl",
@@ -57,7 +57,7 @@ def test_a_full_summary() -> None:
 def test_a_bare_summary() -> None:
     scores = {"val/nll": 1.0, "val/only/nll": 1.0}  # one source says nothing new
     text = summarize(name="r", step=1, tokens=8, seconds=3700, tokens_per_s=0, scores=scores)
-    assert text.splitlines()[0] == "r: 1 steps, 8 tokens in 1 h 01 min (0 tokens/s)"
+    assert text.splitlines()[0] == "r: 1 steps, 8 tokens in 1 h 01 min (median 0 tokens/s in training)"
     assert len(text.splitlines()) == 5
 
 

@@ -49,6 +49,8 @@ def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, caps
     assert searched[0] == searched[1] and [code for code, _ in searched] == [0, 0, 2]
     assert generate.main([str(run), "--temperature", "-1"]) == 2
     assert generate.main([str(run), "--max-new-tokens", "0"]) == 2
+    assert generate.main([str(run), "--device", "cuda"]) == 2
+    assert "no cuda here" in capsys.readouterr().err
     assert generate.main([str(run / "absent")]) == 2
     assert "no such run" in capsys.readouterr().err
 
@@ -76,6 +78,15 @@ def test_checkpoint_lists_and_finds_damage(run: Path, tmp_path: Path, capsys):
     out, err = capsys.readouterr()
     assert "sha256 differs" in out and "1 of" in err
     assert checkpoint.main(["list", str(tmp_path)]) == 2
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    (durable.list_checkpoints(copy)[-1] / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert evaluate.main([str(copy)]) == 0  # goes back to an intact one, and says so
+    out, err = capsys.readouterr()
+    assert "damaged checkpoint passed over" in err and durable.list_checkpoints(copy)[-2].name in out
+    assert generate.main([str(copy), "--checkpoint", "best"]) == 3
+    assert "`--checkpoint last` takes the newest intact one" in capsys.readouterr().err
 
 
 def test_prepare_says_what_it_made(bench: Bench, capsys):
@@ -90,7 +101,7 @@ def test_summary_redraws_and_tells(run: Path, capsys):
     (run / "curves.png").unlink()
     assert summary.main([str(run)]) == 0
     told = capsys.readouterr().out
-    assert (run / "curves.png").is_file() and "gzip -9" in told and "best checkpoint" in told
+    assert (run / "curves.png").is_file() and "gzip -9" in told and "best saved checkpoint" in told
     assert "sample at step 30" in told
 
 
