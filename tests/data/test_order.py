@@ -108,3 +108,10 @@ def test_random_mixtures() -> None:
         assert np.abs(counts - 20 * BLOCK * weights / weights.sum()).max() <= 1.1
         triples = np.stack([source, epoch, row], 1)
         assert len(np.unique(triples, axis=0)) == len(triples)
+
+
+def test_sources_of_a_mixture_take_turns() -> None:
+    """Any stretch of a block holds its share of each source: they do not stand one after another."""
+    source, _, _ = Order({"a": 500, "b": 700}, {"a": 0.25, "b": 0.75}, seed=3)(np.arange(2 * BLOCK))
+    shares = [(source[at : at + 512] == 0).mean() for at in range(0, 2 * BLOCK, 512)]
+    assert min(shares) > 0.15 and max(shares) < 0.35
