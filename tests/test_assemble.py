@@ -11,6 +11,7 @@ from configs import RunConfig, load
 from data import Batch, prepare
 from tests.conftest import Bench
 from trainer.distributed import Place, Ranks
+from trainer.precision import Precision
 
 CPU = torch.device("cpu")
 
@@ -137,3 +138,24 @@ def test_compiled_blocks_keep_their_names(bench: Bench):
     wanted = config(bench, "train.compile=true")
     learner = build_learner(wanted, 257, Ranks(Place(), CPU), CPU)
     assert not [name for name, _ in learner.model.named_parameters() if "_orig_mod" in name]
+
+
+def test_fp16_scales_gradients_and_an_overflow_changes_only_the_scale(bench: Bench):
+    made = parts(bench)
+    learner, (batch,) = made.learner, made.loader.step(0).micro
+    torch.manual_seed(0)
+    for p in learner.model.parameters():
+        p.data.add_(torch.randn_like(p), alpha=0.02)
+    exact = torch.nn.utils.get_total_norm(list(gradients(learner, [batch], 2048).values()))
+    learner.precision = Precision("fp16", CPU)
+    for scale, fits in ((2.0**10, True), (2.0**60, False)):
+        learner.precision.load_state({**learner.precision.state(), "scale": scale})
+        before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+        learner.backward(learner.forward(learner.module, batch, denom=2048).loss)
+        norm = learner.clip()
+        learner.update(0.1, torch.isfinite(norm))
+        moved = [name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])]
+        assert bool(moved) == fits
+        assert learner.precision.scaler.get_scale() == (scale if fits else scale / 2)
+        if fits:
+            torch.testing.assert_close(norm, exact, rtol=1e-2, atol=0)
