@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from data import Batch, Loader, Prepared, lookup, prepare
 from durable import STATE
 from eval import evaluate, score_sources
 from loss import LossOutput, Objective, build_objective, metrics
-from model import ModelConfig, Transformer, generate, load_model, save_model
+from model import ModelConfig, Transformer, eval_mode, generate, load_model, save_model
 from trainer import checkpoint, memory
 from trainer.distributed import Place, Ranks
 from trainer.meters import peak_flops
@@ -255,12 +254,12 @@ class Parts:
         return scores, nll
 
     def _score(self, max_tokens: int | None) -> dict[str, float]:
-        with evaluating(self.learner.model):
+        with eval_mode(self.learner.model):
             return evaluate(*self._held_out(max_tokens), reduce=self.learner.ranks.sum, metrics=metrics)
 
     def score_sources(self) -> dict[str, dict[str, float]]:
         """Scores over all validation rows by source, in all under `""`."""
-        with evaluating(self.learner.model):
+        with eval_mode(self.learner.model):
             return score_sources(*self._held_out(None), reduce=self.learner.ranks.sum, metrics=metrics)
 
     def _held_out(self, max_tokens: int | None) -> tuple[Score, Iterator[Batch], tuple[str, ...]]:
@@ -279,11 +278,10 @@ class Parts:
         wanted, tokenizer = self.config.eval, self.data.tokenizer
         if not wanted.sample_tokens or self.learner.ranks.rank > 0:
             return []
-        with evaluating(self.learner.model):
-            made = generate(
-                self.learner.model, self.prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
-                stop_id=tokenizer.end_id, seed=fold_seed(self.config.run.seed, "sample"),
-            )  # fmt: skip
+        made = generate(
+            self.learner.model, self.prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
+            stop_id=tokenizer.end_id, seed=fold_seed(self.config.run.seed, "sample"),
+        )  # fmt: skip
         return [{"prompt": p, "text": tokenizer.decode(ids)} for p, ids in zip(wanted.prompts, made, strict=True)]
 
     def save(self, path: Path, state: State, nll: float | None) -> None:
@@ -327,16 +325,6 @@ def prepare_once(config: RunConfig, place: Place) -> Prepared:
     while (found := lookup(config.data, config.model.context)) is None:
         time.sleep(0.2)
     return found
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout is off inside."""
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
 
 
 def memory_parts(config: RunConfig, model: Transformer, vocab_size: int, rows: int) -> dict[str, int]:

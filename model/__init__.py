@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .huggingface import from_huggingface, to_huggingface
-    from .sampling import beam_search, generate, stream
+    from .sampling import beam_search, eval_mode, generate, stream
     from .store import load_model, save_model
     from .transformer import Transformer
 
@@ -14,6 +14,7 @@ _HOME = {
     "beam_search": "sampling",
     "ModelConfig": "config",
     "Transformer": "transformer",
+    "eval_mode": "sampling",
     "generate": "sampling",
     "stream": "sampling",
     "load_model": "store",
@@ -26,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "Transformer",
     "beam_search",
+    "eval_mode",
     "from_huggingface",
     "generate",
     "load_model",
