@@ -1,21 +1,41 @@
-"""Losses: named terms, the objective that sums them, and the metrics made from its sums."""
+"""Losses: named terms, the objective that sums them on either head, and the metrics made from its sums."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import LossConfig
-    from .objective import Head, LossOutput, Objective, build_objective, metrics
-    from .terms import TERMS, check, term
+    from .head import Head, Shard
+    from .means import metrics, reliability
+    from .objective import LossOutput, Objective, build_objective
+    from .terms import TERMS, TRANSFORMS, WEIGHTS, check, term, transform, weight
 
-__all__ = ["TERMS", "Head", "LossConfig", "LossOutput", "Objective", "build_objective", "check", "metrics", "term"]
-
-_HOME = {"LossConfig": ".config", "TERMS": ".terms", "check": ".terms", "term": ".terms"}
+_HOME = {
+    "LossConfig": "config",
+    "Head": "head",
+    "Shard": "head",
+    "metrics": "means",
+    "reliability": "means",
+    "LossOutput": "objective",
+    "Objective": "objective",
+    "build_objective": "objective",
+    "TERMS": "terms",
+    "TRANSFORMS": "terms",
+    "WEIGHTS": "terms",
+    "check": "terms",
+    "term": "terms",
+    "transform": "terms",
+    "weight": "terms",
+}
+__all__ = [
+    "TERMS", "TRANSFORMS", "WEIGHTS", "Head", "LossConfig", "LossOutput", "Objective", "Shard", "build_objective",
+    "check", "metrics", "reliability", "term", "transform", "weight",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: a config can be checked without torch."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME.get(name, ".objective"), __name__), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

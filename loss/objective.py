@@ -1,41 +1,30 @@
 """The objective: masked, weighted next-token loss, and the sums from which every reported number is made.
 
-B rows, T tokens in a row, V vocabulary, D width, N = B*T.
+B rows, T tokens in a row, V vocabulary, D width, N = B*T, K targets of a place.
 
 One rule keeps every number exact under masks, accumulation and any number of ranks: nothing here is a mean but
 `loss` itself, and that one is divided by the number of valid targets of the *whole* optimizer step, which the caller
 knows before the first forward. Everything else is a sum; `metrics` turns sums into means, in one place.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import plugins
 from .config import LossConfig
-from .terms import TERMS, check
-
-IGNORE = -100
-
-
-class Head(NamedTuple):
-    """What turns hidden states into logits: `softcap * tanh((hidden @ weight.T + bias) / softcap)`."""
-
-    weight: Tensor  # (V, D)
-    bias: Tensor | None = None  # (V,)
-    softcap: float | None = None
-    shard: Any = None  # collectives of a head split over ranks by vocabulary
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
-        if self.shard is not None:
-            raise ValueError("the reference head holds the whole vocabulary; it cannot be sharded")
-        logits = F.linear(hidden, self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+from .detail import decile_of, detail_sums, worst
+from .fused import fused
+from .head import Head
+from .measure import PER_ROW_DETAIL, Measure, Use
+from .registry import Part, check_options, is_file, value_at
+from .rows import IGNORE, Rows, Selection, select
+from .tables import load_prior, load_table
+from .terms import TERMS, TRANSFORMS, WEIGHTS, check
 
 
 @dataclass(frozen=True)
@@ -43,28 +32,38 @@ class LossOutput:
     loss: Tensor
     """Scalar, fp32 (fp64 for fp64 input), differentiable: sum of weight * total over targets, over `denom`."""
     sums: dict[str, Tensor]
-    """Detached scalars, additive over batches and ranks: `nll` (plain, unweighted), `tokens`, `correct`, `loss`
-    (weighted total), one for each term, and with `detail` also `entropy`."""
+    """Detached and additive over batches and ranks: `nll` (plain, unweighted), `tokens`, `correct`, `loss` (weighted
+    total), one for each term, and with `detail` those of `detail_sums`, some of them by bins."""
     per_token: dict[str, Tensor] | None = None
-    """On request, in the shape of the targets: `nll`, `loss` and `correct`; 0 where there is no target."""
+    """On request, in the shape of the targets: `nll`, `loss` and `correct`, one for each term, and with `detail` also
+    `entropy`, `confidence` and `rank`; 0 where there is no target."""
+    worst: dict[str, Tensor] | None = None
+    """With `detail`: the targets of the largest nll, see `detail.worst`."""
 
 
 def build_objective(
-    config: LossConfig | Mapping[str, Any] | str, *, vocab_size: int, counts: Tensor | None = None
+    config: LossConfig | Mapping[str, Any] | str,
+    *,
+    vocab_size: int,
+    counts: Tensor | None = None,
+    sources: Sequence[str] = (),
 ) -> "Objective":
     """The objective that a loss config describes.
 
-    `config` is a `LossConfig`, the same as a mapping, or one term's name. `counts` (V,) are corpus counts for terms
-    with a unigram prior; no term registered so far reads them. Raises ValueError naming every mistake.
+    config   a `LossConfig`, the same as a mapping, or one term's name
+    counts   (V,) how often each id occurs in the corpus, for unigram priors and frequency deciles
+    sources  names of the data sources that `extra["source"]` indexes, for weights by source
+
+    Files and plugins that the config names are read here. Raises ValueError naming every mistake.
     """
     if isinstance(config, str):
         config = {"base": config}
     if isinstance(config, Mapping):
-        spread = {**config, "base": _long(config.get("base", "ce")), "add": tuple(map(_long, config.get("add", ())))}
-        config = LossConfig(**spread)
+        lists = {key: tuple(map(_long, config.get(key, ()))) for key in ("add", "weights", "logits")}
+        config = LossConfig(**{**config, "base": _long(config.get("base", "ce")), **lists})
     if problems := check(config):
         raise ValueError("; ".join(f"loss.{'.'.join(map(str, path))}: {message}" for path, message in problems))
-    return Objective(config, vocab_size)
+    return Objective(config, vocab_size, counts, sources)
 
 
 def _long(named: Any) -> dict[str, Any]:
@@ -72,96 +71,198 @@ def _long(named: Any) -> dict[str, Any]:
 
 
 class Objective:
-    """`base + sum(add)` on the reference head, which holds all logits of a batch at once.
+    """`base + sum(add)` of every target, times its weights, on the reference head or on the fused one.
 
-    This is the definition; any faster head has to agree with it.
+    The reference head holds all logits and is plain autograd: it is the definition. The fused head agrees with it to
+    rounding and holds a chunk of logits at a time.
     """
 
-    def __init__(self, config: LossConfig, vocab_size: int):
-        named = [item for part in (config.base, *config.add) for item in part.items()]
-        self.terms = [(name, TERMS[name], options) for name, options in named]
-        self.needs_prior = any(known.needs_prior for _, known, _ in self.terms)
-        self.vocab_size = vocab_size
+    def __init__(self, config: LossConfig, vocab_size: int, counts: Tensor | None, sources: Sequence[str]):
+        self.config, self.vocab_size = config, vocab_size
+        if counts is not None and counts.shape != (vocab_size,):
+            raise ValueError(f"counts of shape {tuple(counts.shape)} for a vocabulary of {vocab_size}")
+        self._counts, self._sources = counts, tuple(sources)
+        self._deciles = None if counts is None else decile_of(counts)
+        self._priors: dict[str, Tensor] = {}
+        self._tables: dict[str, Tensor] = {}
+        self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        self.terms = [
+            self._known(named, TERMS, "base" if i == 0 else "add") for i, named in enumerate((config.base, *config.add))
+        ]
+        self.weights = [self._known(named, WEIGHTS, "weights") for named in config.weights]
+        self.transforms = [self._known(named, TRANSFORMS, "logits") for named in config.logits]
+
+    def _known(self, named: Mapping[str, Any], known: Mapping[str, Part], key: str) -> tuple[Part, dict[str, Any]]:
+        """A part with its options; the files that they name are read."""
+        ((name, given),) = named.items()
+        part = known[name] if name in known else plugins.load(name, 1.0 if known is TERMS else None)
+        if problems := check_options(part, given):
+            raise ValueError("; ".join(f"loss.{key}.{name}.{'.'.join(map(str, p))}: {m}" for p, m in problems))
+        options = {**{k: v for k, v in part.options.items() if v is not inspect.Parameter.empty}, **given}
+        for option, value in options.items():
+            mark = is_file(part.hints[option])
+            if mark and value not in self._tables:
+                self._tables[value] = load_table(value, mark, self.vocab_size)
+            if option == "prior" and value not in self._priors:
+                self._priors[value] = load_prior(value, self.vocab_size, self._counts)
+            if option == "prior" and "log_u" in part.reads and not bool((self._priors[value] > 0).all()):
+                raise ValueError(
+                    f"loss.{key}.{name}.prior: {value} has ids of probability 0, whose logarithm is infinite"
+                )
+        if "source" in part.reads and "by" in options:
+            unknown = [source for source in options["by"] if source not in self._sources]
+            if unknown:
+                have = ", ".join(self._sources) or "none"
+                raise ValueError(f"loss.{key}.{name}.by: no source {unknown[0]!r}; there are: {have}")
+            options["by"] = {self._sources.index(source): value for source, value in options["by"].items()}
+        return part, options
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the inputs that a call has to find in `extra`."""
+        parts = [part for part, _ in (*self.terms, *self.weights, *self.transforms)]
+        own = {"lp", "lse", "lu", "ut", "u", "log_u", "target", "log_p", "logits"}
+        needed = {name for part in parts for name in part.reads if name not in part.optional} - own
+        return needed | ({"position"} if self.config.ahead else set())
+
+    def at(self, progress: float, device: torch.device, dtype: torch.dtype) -> Measure:
+        """The loss at a moment of the run: coefficients as numbers, priors and tables on the device."""
+        here = self._at.setdefault((device, dtype), {})
+        if not here:
+            here |= {name: value.to(device, dtype) for name, value in {**self._priors, **self._tables}.items()}
+
+        def use(part: Part, options: Mapping[str, Any]) -> Use:
+            now = {name: value_at(value, progress) for name, value in options.items()}
+            now = {name: here[value] if is_file(part.hints[name]) else value for name, value in now.items()}
+            coef, prior = now.pop("coef", 1.0), now.pop("prior", None)
+            return Use(part.name, part, now, coef, prior)
+
+        return Measure(
+            terms=[use(*item) for item in self.terms],
+            weights=[use(*item) for item in self.weights],
+            transforms=[use(*item) for item in self.transforms],
+            priors=here,
+            ahead=(1.0, *(value_at(value, progress) for value in self.config.ahead)),
+        )
 
     def __call__(
-        self, hidden: Tensor, head: Head | Tensor, targets: Tensor, weights: Tensor | None = None, **options: Any
-    ) -> LossOutput:
-        """Loss of `hidden` (..., D) against `targets` (...); `options` as for `from_logits`.
-
-        `head` is a `Head` or its weight alone, (V, D).
-        """
-        head = head if isinstance(head, Head) else Head(head)
-        # A masked row may hold anything, NaN too: it is replaced before it can reach a product or a gradient.
-        hidden = torch.where((targets != IGNORE).unsqueeze(-1), hidden, 0.0)
-        return self._measure(head.logits(hidden), targets, weights, **options)
-
-    def from_logits(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, **options: Any) -> LossOutput:
-        """Loss of `logits` (..., V) against `targets` (...), int64, already shifted; -100 is not a target.
-
-        weights (...)  importance of each target; changes `loss` alone, never nll, tokens or the denominator
-        denom          valid targets of the whole optimizer step, over micro-batches and ranks; None: of this call
-        progress       fraction of the run done, for coefficients that vary; those registered so far are constant
-        detail         also sum the entropy of the prediction: one more pass over the vocabulary
-        per_token      also return each target's numbers
-        extra          inputs of dense-target terms; none is registered so far
-
-        Raises ValueError for a wrong vocabulary size, dtype or (on the CPU, where looking is free) target.
-        """
-        logits = torch.where((targets != IGNORE).unsqueeze(-1), logits, 0.0)
-        return self._measure(logits, targets, weights, **options)
-
-    def _measure(
         self,
-        logits: Tensor,
+        hidden: Tensor,
+        head: Head | Tensor,
         targets: Tensor,
-        weights: Tensor | None,
+        weights: Tensor | None = None,
         *,
         denom: int | Tensor | None = None,
         progress: float = 0.0,
         detail: bool = False,
         per_token: bool = False,
-        extra: None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> LossOutput:
-        if extra is not None:
-            raise ValueError("no registered loss term takes extra inputs")
-        self._check(logits, targets)
-        valid = targets != IGNORE
-        index = targets.clamp_min(0).unsqueeze(-1)
-        lp, lse, lu, log_p = Statistics.apply(logits, index, self.needs_prior)
-        arguments = {"lp": lp, "lse": lse}
-        prior = {"lu": lu} if self.needs_prior else {}
+        """Loss of `hidden` (..., D) against `targets` (...), int64, already shifted; -100 is not a target.
 
-        zero = torch.zeros((), dtype=lp.dtype, device=lp.device)
-        parts = [
-            torch.where(valid, known.function(**arguments, **(prior if known.needs_prior else {}), **options), zero)
-            for _, known, options in self.terms
-        ]
-        total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-        weighted = total if weights is None else total * torch.where(valid, weights.to(total.dtype), zero)
-        tokens = valid.sum()
-        divisor = tokens.clamp_min(1) if denom is None else max(denom, 1) if isinstance(denom, int) else denom
-        loss = weighted.sum() / divisor
+        head       a `Head`, or its weight (V, D) alone
+        weights    (...) importance of each target; changes `loss` alone, never nll, tokens or the denominator
+        denom      valid targets of the whole optimizer step, over micro-batches and ranks; None: of this call
+        progress   fraction of the run done, for coefficients that move
+        detail     also sum what costs another pass over the vocabulary
+        per_token  also return each target's numbers
+        extra      inputs by name, each (..., *), or with fewer dimensions than the targets, from the left: `source`,
+                   `position`, `teacher_logits`, or `teacher_hidden` with `teacher_head`, and what plugins read
 
-        with torch.no_grad():
-            nll = torch.where(valid, -lp, zero)
-            correct = (log_p.argmax(-1) == targets) & valid
-            values = {"nll": nll, "tokens": valid, "correct": correct, "loss": weighted}
-            # A term used twice, such as z with two coefficients, is one sum.
-            for (name, _, _), part in zip(self.terms, parts, strict=True):
-                values[f"term/{name}"] = values.get(f"term/{name}", 0) + part
-            if detail:
-                values["entropy"] = torch.where(valid, -(log_p.exp() * log_p).sum(-1), zero)
-            sums = {name: _sum(value.detach()) for name, value in values.items()}
-        each = {"nll": nll, "loss": weighted.detach(), "correct": correct} if per_token else None
-        return LossOutput(loss, sums, each)
+        Raises ValueError for a wrong shape, dtype or vocabulary size, a missing input or (on the CPU, where looking is
+        free) a target that is no id.
+        """
+        head = head if isinstance(head, Head) else Head(head)
+        if head.shard is None:
+            self._check_vocabulary(len(head.weight))
+        call = self._call(hidden, targets, weights, progress, detail, extra or {})
+        picked = call.chosen.pick(hidden)
+        if self.config.fused == "off" and head.shard is None:
+            loss, values = _reference(call, head.logits(picked))
+        else:
+            chunk = None if self.config.chunk == "auto" else self.config.chunk
+            loss, values = fused(call.measure, picked, head, call.rows, chunk=chunk, detail=detail)
+        return self._output(call, loss, values, denom, per_token)
 
-    def _check(self, logits: Tensor, targets: Tensor) -> None:
-        if logits.shape[-1] != self.vocab_size:
-            raise ValueError(f"logits over {logits.shape[-1]} ids for a vocabulary of {self.vocab_size}")
+    def from_logits(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        *,
+        denom: int | Tensor | None = None,
+        progress: float = 0.0,
+        detail: bool = False,
+        per_token: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> LossOutput:
+        """The same for logits (..., V): the definition of the loss."""
+        self._check_vocabulary(logits.shape[-1])
+        call = self._call(logits, targets, weights, progress, detail, extra or {})
+        loss, values = _reference(call, call.chosen.pick(logits))
+        return self._output(call, loss, values, denom, per_token)
+
+    def _check_vocabulary(self, size: int) -> None:
+        if size != self.vocab_size:
+            raise ValueError(f"logits over {size} ids for a vocabulary of {self.vocab_size}")
+
+    def _call(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        progress: float,
+        detail: bool,
+        extra: Mapping[str, Any],
+    ) -> "_Call":
+        self._check_targets(features, targets)
+        inputs = dict(extra)
+        teacher = _teacher(inputs.pop("teacher_head")) if "teacher_head" in inputs else None
+        known = self.reads | {name for part, _ in self.terms for name in part.optional} | {"source", "position"}
+        if "teacher_logits" in known and teacher is not None:
+            known |= {"teacher_hidden"}
+        if strange := sorted(inputs.keys() - known):
+            raise ValueError(
+                f"loss: nothing reads extra {strange[0]!r}; this loss reads {sorted(self.reads) or 'none'}"
+            )
+        used = known - {"source", "position"} | self.reads | ({"position"} if detail else set())
+        inputs = {name: value for name, value in inputs.items() if name in used}
+        exact = torch.promote_types(features.dtype, torch.float32)
+        measure = self.at(progress, targets.device, exact)
+        chosen, rows = select(targets, weights, inputs, len(measure.ahead))
+        return _Call(replace(measure, teacher=teacher), chosen, rows, detail)
+
+    def _output(
+        self,
+        call: "_Call",
+        loss: Tensor,
+        values: dict[str, Tensor],
+        denom: int | Tensor | None,
+        per_token: bool,
+    ) -> LossOutput:
+        """Divide, sum and spread what a head has computed of each row."""
+        numbers = {name: value for name, value in values.items() if name not in PER_ROW_DETAIL}
+        sums = {name: value.sum(dtype=_exact(value)) for name, value in numbers.items()}
+        if denom is None:
+            denom = sums["tokens"].clamp_min(1)
+        divisor = max(denom, 1) if isinstance(denom, int) else denom.clamp_min(1).to(loss.dtype)
+        each, extremes = None, None
+        if call.detail:
+            if self._deciles is not None:
+                self._deciles = self._deciles.to(call.rows.targets.device)
+            sums |= detail_sums(values, call.rows, self._deciles)
+            extremes = worst(call.chosen.spread(values["nll"]))
+        if per_token:
+            each = {name: call.chosen.spread(value) for name, value in values.items() if name != "tokens"}
+        return LossOutput(loss / divisor, sums, each, extremes)
+
+    def _check_targets(self, features: Tensor, targets: Tensor) -> None:
         if targets.dtype != torch.int64:
             raise ValueError(f"targets are {targets.dtype}, not int64")
-        if logits.shape[:-1] != targets.shape:
-            raise ValueError(f"logits of shape {tuple(logits.shape)} for targets of shape {tuple(targets.shape)}")
+        if features.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"logits or hidden states of shape {tuple(features.shape)} for targets of shape {tuple(targets.shape)}"
+            )
         if targets.device.type == "cpu":  # elsewhere looking would wait for the device, and gather asserts there
             wrong = (targets != IGNORE) & ((targets < 0) | (targets >= self.vocab_size))
             if wrong.any():
@@ -170,79 +271,37 @@ class Objective:
                 raise ValueError(f"target {value} at {place} is neither {IGNORE} nor in [0, {self.vocab_size})")
 
 
-class Statistics(torch.autograd.Function):
-    """The numbers that terms are made of, with their gradient in closed form.
+@dataclass(frozen=True)
+class _Call:
+    """One call: the loss as it is now, and the rows that it is computed of."""
 
-    Of logits x (..., V) and target ids (..., 1): lp = log p(target), lse = logsumexp(x) and lu = mean of log p, each
-    (...), and all of log p (..., V), which is not differentiable. With gradients a, b and c of the first three,
-
-        dx = a * onehot + (b - a - c) * p + c / V
-
-    in one pass, where autograd would make a dense gradient for each of the three and add them up. fp32, or fp64 for
-    fp64 logits; lp comes from log-softmax and not as x_target - lse, which cancels under a common offset.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, index: Tensor, needs_prior: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        lp = log_p.gather(-1, index).squeeze(-1)
-        lse = logits.gather(-1, index).squeeze(-1) - lp
-        ctx.save_for_backward(log_p, index)
-        ctx.mark_non_differentiable(log_p)
-        ctx.set_materialize_grads(False)
-        ctx.dtype = logits.dtype
-        return lp, lse, log_p.mean(-1) if needs_prior else None, log_p
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, a: Tensor | None, b: Tensor | None, c: Tensor | None, _: None
-    ) -> tuple[Tensor | None, None, None]:
-        log_p, index = ctx.saved_tensors
-        if a is None and b is None and c is None:
-            return None, None, None
-        zero = log_p.new_zeros(())
-        a, b, c = (zero if g is None else g.unsqueeze(-1) for g in (a, b, c))
-        dx = log_p.exp().mul_(b - a - c)
-        if c is not zero:
-            dx.add_(c, alpha=1 / log_p.shape[-1])
-        if a is not zero:
-            dx.scatter_add_(-1, index, a)
-        return dx.to(ctx.dtype), None, None
+    measure: Measure
+    chosen: Selection
+    rows: Rows
+    detail: bool
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Sum in float64, so that no order of additions shows; MPS has none and keeps float32."""
-    return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
+def _reference(call: _Call, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of the loss over all rows at once, by plain autograd, and what is reported of each row."""
+    total, values = call.measure.of_logits(logits, call.rows, detail=call.detail)
+    return total.sum(dtype=_exact(total)).to(total.dtype), {**values, "loss": total.detach()}
 
 
-def metrics(sums: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Means from sums over any number of batches and ranks: the only place where a sum becomes a mean.
+def _teacher(head: Head | Tensor) -> Callable[[Tensor], Tensor]:
+    """From a teacher's hidden states to its logits, without a gradient."""
+    given = head if isinstance(head, Head) else Head(head)
+    cast: dict[torch.dtype, Head] = {}
 
-    nll       nats per target, plain and unweighted
-    ppl       exp(nll)
-    accuracy  share of targets that were the most likely id
-    loss      weighted objective per target, and `term/...` for each of its parts
-    bpb       bits per UTF-8 byte, from `nll_text` (nats on targets that have bytes) and `bytes`, when given
+    @torch.no_grad()
+    def logits(hidden: Tensor) -> Tensor:
+        if hidden.dtype not in cast:
+            bias = None if given.bias is None else given.bias.to(hidden.dtype)
+            cast[hidden.dtype] = given._replace(weight=given.weight.to(hidden.dtype), bias=bias)
+        return cast[hidden.dtype].logits(hidden)
 
-    Without a target every mean is NaN.
-    """
-    have = {name: float(value) for name, value in sums.items()}
-    tokens = have.pop("tokens")
-    text, size = have.pop("nll_text", None), have.pop("bytes", None)
-    means = {name: value / tokens if tokens else math.nan for name, value in have.items()}
-    if "correct" in means:
-        means["accuracy"] = means.pop("correct")
-    means["ppl"] = _exp(means["nll"])
-    if text is not None and size is not None:
-        means["bpb"] = text / (math.log(2) * size) if size else math.nan
-    return means
+    return logits
 
 
-def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
+def _exact(values: Tensor) -> torch.dtype:
+    """Sums are float64, so that no order of additions shows; MPS has none and keeps float32."""
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -1,0 +1,346 @@
+"""The fused head: the head's product, the loss and both gradients, a chunk of rows at a time.
+
+n rows, K targets of a row, D width, V vocabulary, C rows of a chunk, J priors.
+
+Logits of a chunk are made, used for the loss *and* for the gradient of the loss, and forgotten: no (n, V) tensor
+exists. The gradients are ready when the forward pass ends; the backward pass multiplies them by its upstream scalar.
+
+Of logits x, a term is a function of lp = x_t - lse, lse = logsumexp(x) and lu = sum_j u_j x_j - lse. With gradients
+a, b, c of the loss by these three, for one row,
+
+    dx = sum_k a_k onehot(t_k) + (b - sum_k a_k - c) p + c u  =  r (p + sum_k a_k / r onehot(t_k)) + c u
+
+The factor r goes to the D-wide side of each product, and c u is of rank one: the only passes over V are the softmax
+and a scatter. Other terms get dx from autograd on the chunk; the rest is the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .head import Head, Shard
+from .measure import Measure, first_of_the_best
+from .rows import Rows
+
+# Bytes of a chunk's logits in fp32: on a CPU about its caches, elsewhere enough to fill the device.
+_CACHE_BYTES, _DEVICE_BYTES = 8 << 20, 256 << 20
+# Each chunk also goes once over the weight's gradient; fewer rows than these would spend their time there.
+_MIN_ROWS, _MAX_ROWS = 256, 4096
+_BLOCK = 4096  # rows of the weight's gradient that are added at once: their bf16 product stays in the cache
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a chunk, a power of two."""
+    budget = _CACHE_BYTES if device.type == "cpu" else _DEVICE_BYTES
+    rows = max(1, budget // (4 * vocab_size))
+    return min(max(1 << (rows.bit_length() - 1), _MIN_ROWS), _MAX_ROWS)
+
+
+@torch.compiler.disable
+def fused(
+    measure: Measure, hidden: Tensor, head: Head, rows: Rows, *, chunk: int | None = None, detail: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum over rows of `measure`'s loss, differentiable by hidden (n, D), weight and bias; and what
+    `Measure.of_logits` gives for each row, with `loss`, detached.
+
+    Differentiable once. Raises ValueError for what a sharded head cannot do.
+    """
+    if head.shard is not None and (measure.whole or detail or head.softcap is not None):
+        raise ValueError("a head split over ranks has no whole row: only terms of (lp, lse, lu), without detail")
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, head.weight, head.bias)]
+    with torch.no_grad():
+        products = Products(hidden, head, wanted)
+        size = chunk or chunk_rows(len(head.weight), hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            by_autograd = measure.whole or head.softcap is not None or detail
+            make = _Whole(measure, head, detail) if by_autograd else _Vectors(measure, head, products)
+            values = [make(logits, rows[part], products, part) for part, logits in products.chunks(size)]
+            make.finish(products)
+        joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
+    exact = torch.float32 if hidden.device.type == "mps" else torch.float64
+    loss = joined["loss"].sum(dtype=exact).to(products.exact)
+    if any(wanted):
+        loss = _WithGradients.apply(loss, hidden, head.weight, head.bias, *products.gradients())
+    return loss, joined
+
+
+class Products:
+    """The three matrix products of a head, in chunks, in the dtype that autocast asks for; sums are fp32 or fp64."""
+
+    def __init__(self, hidden: Tensor, head: Head, wanted: list[bool]):
+        self.hidden, self.head = hidden, head
+        self.dtype = _product_dtype(hidden, head.weight)
+        self.exact = torch.promote_types(self.dtype, torch.float32)
+        self.left, self.right = hidden.to(self.dtype), head.weight.to(self.dtype)
+        self.bias = None if head.bias is None else head.bias.to(self.dtype)
+        self.wanted = wanted
+        self.d_hidden, self.d_weight, self.d_bias = (
+            torch.zeros_like(t, dtype=self.exact) if wants and t is not None else None
+            for t, wants in zip((hidden, head.weight, head.bias), wanted, strict=True)
+        )
+        self._buffer: Tensor | None = None
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the rows with their logits (C, V), without softcap; the next chunk is written over them."""
+        n, v = len(self.hidden), len(self.right)
+        buffer = self.right.new_empty(min(size, n), v)
+        for start in range(0, max(n, 1), size):  # once when there is no row, so that sums exist
+            part = slice(start, min(start + size, n))
+            logits, rows = buffer[: part.stop - start], self.left[part]
+            if self.bias is None:
+                torch.mm(rows, self.right.t(), out=logits)
+            else:
+                torch.addmm(self.bias, rows, self.right.t(), out=logits)
+            yield part, logits
+
+    def add(self, part: slice, d_logits: Tensor, scale: Tensor | None, reuse: Tensor) -> None:
+        """Add the gradients of a chunk whose logits have the gradient `d_logits` (C, V) times `scale` (C, 1).
+
+        `reuse` (C, V) is of the products' dtype and may be overwritten.
+        """
+        if not any(self.wanted):
+            return
+        if self.d_bias is not None:
+            self.d_bias.addmv_(d_logits.t(), d_logits.new_ones(len(d_logits)) if scale is None else scale.squeeze(1))
+        grad = d_logits if d_logits.dtype == self.dtype else reuse.copy_(d_logits)
+        if self.d_hidden is not None:
+            product = torch.mm(grad, self.right)
+            self.d_hidden[part] = product if scale is None else product * scale
+        if self.d_weight is not None:
+            rows = self.hidden[part].to(self.exact)
+            rows = (rows if scale is None else rows * scale).to(self.dtype)
+            self._add_weight(grad, rows)
+
+    def _add_weight(self, grad: Tensor, rows: Tensor) -> None:
+        assert self.d_weight is not None
+        if self.dtype == self.exact:
+            self.d_weight.addmm_(grad.t(), rows)
+            return
+        # Rounded to bf16 a chunk is, as the whole would be; the sum over chunks is not.
+        if self.d_weight.device.type != "cpu":
+            self.d_weight.add_(torch.mm(grad.t(), rows))
+            return
+        if self._buffer is None:
+            self._buffer = rows.new_empty(min(_BLOCK, len(self.d_weight)), rows.shape[1])
+        for start in range(0, len(self.d_weight), _BLOCK):
+            block = self.d_weight[start : start + _BLOCK]
+            out = self._buffer[: len(block)]
+            block.add_(torch.mm(grad[:, start : start + _BLOCK].t(), rows, out=out))
+
+    def add_rank_one(self, prior: Tensor, mean_weight: Tensor, c: Tensor) -> None:
+        """Add the gradients of logits with the gradient c (n, 1) times `prior` (V,); `mean_weight` (D,) = W^T u."""
+        if self.d_hidden is not None:
+            self.d_hidden.addr_(c.squeeze(1), mean_weight)
+        if self.d_weight is not None:
+            self.d_weight.addr_(prior, self.hidden.to(self.exact).t().mv(c.squeeze(1)))
+        if self.d_bias is not None:
+            self.d_bias.add_(prior * c.sum())
+
+    def gradients(self) -> list[Tensor | None]:
+        return [self.d_hidden, self.d_weight, self.d_bias]
+
+
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What `F.linear` would compute in, here and under autocast, which leaves fp64 alone."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+class _Whole:
+    """Chunks of a loss that needs whole rows: the definition on a chunk, with autograd for the gradient by logits."""
+
+    def __init__(self, measure: Measure, head: Head, detail: bool):
+        self.measure, self.head, self.detail = measure, head, detail
+
+    def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
+        wanted = any(products.wanted)
+        with torch.set_grad_enabled(wanted):
+            x = logits.detach().requires_grad_(wanted)
+            total, values = self.measure.of_logits(self.head.cap(x), rows, detail=self.detail)
+            summed = total.sum()
+        if wanted:
+            (d_logits,) = torch.autograd.grad(summed, x)
+            products.add(part, d_logits, None, logits)
+        return {**values, "loss": total.detach()}
+
+    def finish(self, products: Products) -> None:
+        """Nothing is left over."""
+
+
+class _Vectors:
+    """Chunks of a loss whose terms read one number a target, with the gradient in closed form."""
+
+    def __init__(self, measure: Measure, head: Head, products: Products):
+        self.measure, self.head, self.shard = measure, head, head.shard
+        self.wanted = any(products.wanted)
+        self.priors: dict[str, Tensor] = {}
+        self.masses: dict[str, Tensor] = {}
+        self.mean_weights: dict[str, Tensor] = {}
+        self.mean_logits: dict[str, Tensor] = {}
+        self.c: dict[str, list[Tensor]] = {name: [] for name in measure.mixed}
+        for name in measure.mixed:
+            self._add_prior(name, products)
+        self._scratch: Tensor | None = None
+
+    def _add_prior(self, name: str, products: Products) -> None:
+        """W^T u and the mean logit of every row, for this rank's part of a prior, without the ids that a bias bans."""
+        weight, bias = self.head.weight.to(products.exact), self.head.bias
+        prior = self.measure.priors[name]
+        if self.shard is not None:
+            prior = prior[self.shard.start : self.shard.start + len(weight)]
+        mass = prior.new_ones(())
+        if bias is not None:
+            prior = torch.where(bias > -torch.inf, prior, 0.0)
+            mass = _sum(prior.sum(), self.shard)
+            prior = prior / mass
+        mean = weight.t().mv(prior)
+        logits = products.hidden.to(products.exact).mv(mean)
+        if bias is not None:  # 0 times -inf where the bias bans
+            logits = logits + (prior * torch.where(prior > 0, bias.to(products.exact), 0.0)).sum()
+        self.priors[name], self.masses[name], self.mean_weights[name] = prior, mass, mean
+        self.mean_logits[name] = _sum(logits, self.shard).unsqueeze(1)
+
+    def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
+        log_p, lse = self._softmax(logits, products.exact)
+        found = (
+            _Found.whole(log_p, lse, rows)
+            if self.shard is None
+            else _Found.split(log_p, lse, rows, self.shard, len(self.head.weight))
+        )
+        fixed = {f"ut/{name}": self.measure.priors[name][rows.targets] / self.masses[name] for name in self.priors}
+        vectors = {"lp": found.lp}
+        if found.lse is not None:
+            vectors["lse"] = found.lse
+            vectors |= {f"lu/{name}": mean[part] - found.lse for name, mean in self.mean_logits.items()}
+        with torch.set_grad_enabled(self.wanted):
+            leaves = {name: value.detach().requires_grad_(self.wanted) for name, value in vectors.items()}
+            total, parts = self.measure.of_vectors({**leaves, **fixed}, rows)
+            summed = total.sum()
+        if self.wanted:
+            grads = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            self._spread(dict(zip(leaves, grads, strict=True)), found, log_p, logits, products, part)
+        nll = torch.where(rows.valid[:, 0], -found.lp[:, 0], 0.0)
+        correct = found.correct & rows.valid[:, 0]
+        return {**parts, "nll": nll, "tokens": rows.valid[:, 0], "correct": correct, "loss": total.detach()}
+
+    def _softmax(self, logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """log-softmax of a chunk and, where something reads it, the logsumexp (C, 1).
+
+        lse comes from the largest logit, not from lse = x_t - lp, so that a banned target leaves it finite; and lp
+        from the log-softmax, not from x_t - lse, which cancels when all logits are large.
+        """
+        wanted = self.shard is not None or "lse" in self.measure.read or bool(self.priors)
+        top = logits.amax(1, keepdim=True).to(exact) if wanted else None
+        if self._scratch is None:
+            # Row by row, a CPU's log-softmax may write over what it reads; half the memory is half the cache.
+            reuse = logits.dtype == exact and logits.device.type == "cpu"
+            self._scratch = logits if reuse else torch.empty_like(logits, dtype=exact)
+        log_p = self._scratch[: len(logits)]
+        torch.log_softmax(logits, 1, dtype=exact, out=log_p)
+        return log_p, None if top is None else top - log_p.amax(1, keepdim=True)
+
+    def _spread(
+        self,
+        by: dict[str, Tensor],
+        found: "_Found",
+        log_p: Tensor,
+        logits: Tensor,
+        products: Products,
+        part: slice,
+    ) -> None:
+        """From the gradients by the vectors to those of the head's inputs; writes over `log_p` and `logits`."""
+        a = by["lp"]
+        r = -a.sum(1, keepdim=True)
+        if "lse" in by:
+            r = r + by["lse"]
+        for name in self.priors:
+            r = r - by[f"lu/{name}"]
+            self.c[name].append(by[f"lu/{name}"])
+        if found.share is not None:  # p over this rank's ids is `share` times its own softmax
+            r = r * found.share
+            a = torch.where(found.inside, a, 0.0)
+        # Where r is lost in a's rounding a / r would overflow: there p may as well count that little.
+        floor = torch.finfo(a.dtype).eps * a.abs().amax(1, keepdim=True)
+        r = torch.where(r.abs() < floor, floor, r)
+        ratio = torch.where(r == 0, 0.0, a / r)
+        products.add(part, log_p.exp_().scatter_add_(1, found.index, ratio), r, logits)
+
+    def finish(self, products: Products) -> None:
+        """The rank-one parts, and the other ranks' share of the gradient by the hidden states."""
+        if self.wanted:
+            for name, prior in self.priors.items():
+                products.add_rank_one(prior, self.mean_weights[name], torch.cat(self.c[name]))
+        if products.d_hidden is not None:
+            products.d_hidden = _sum(products.d_hidden, self.shard)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a chunk's log-softmax says of its targets."""
+
+    lp: Tensor
+    """(C, K)."""
+    lse: Tensor | None
+    """(C, 1)."""
+    correct: Tensor
+    """bool (C,)."""
+    index: Tensor
+    """int64 (C, K): the targets' columns in this rank's logits."""
+    inside: Tensor
+    """bool (C, K): whether the target is this rank's."""
+    share: Tensor | None = None
+    """(C, 1): the mass of this rank's ids, when there are other ranks."""
+
+    @classmethod
+    def whole(cls, log_p: Tensor, lse: Tensor | None, rows: Rows) -> "_Found":
+        lp = log_p.gather(1, rows.targets)
+        best = lp[:, :1] >= log_p.amax(1, keepdim=True)
+        correct = first_of_the_best(log_p, best, rows.targets[:, :1])
+        return cls(lp, lse, correct, rows.targets, rows.valid)
+
+    @classmethod
+    def split(cls, log_p: Tensor, lse: Tensor | None, rows: Rows, shard: Shard, size: int) -> "_Found":
+        """The same of a vocabulary split over ranks; `log_p` and `lse` are of this rank's ids."""
+        assert lse is not None
+        high = shard.max(lse.clone())
+        whole = high + shard.sum((lse - high).exp()).log()
+        shift = lse - whole
+        inside = (rows.targets >= shard.start) & (rows.targets < shard.start + size)
+        index = torch.where(inside, rows.targets - shard.start, 0)
+        lp = shard.sum(torch.where(inside, log_p.gather(1, index) + shift, 0.0))
+        top, place = log_p.max(1)
+        top = top + shift[:, 0]
+        best = shard.max(top.clone())
+        # The first of equals, as argmax over the whole vocabulary has it: the smallest id, by a maximum.
+        first = -shard.max(torch.where(top >= best, -(place + shard.start), torch.iinfo(torch.int64).min + 1))
+        return cls(lp, whole, first == rows.targets[:, 0], index, inside, shift.exp())
+
+
+def _sum(values: Tensor, shard: Shard | None) -> Tensor:
+    return values if shard is None else shard.sum(values)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A scalar whose gradients are known: by each of three tensors, any of which may be None."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor | None) -> Tensor:
+        inputs, gradients = tensors[:3], tensors[3:]
+        ctx.dtypes = [None if t is None else t.dtype for t in inputs]
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # Not in place: the graph may be walked again.
+        made = [
+            None if gradient is None else (gradient * upstream).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return None, *made, None, None, None

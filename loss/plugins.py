@@ -1,0 +1,70 @@
+"""Losses from a user's own file, named in YAML as `my_losses.py:poly`.
+
+The file is parsed to check a config and run only to build the objective, so that looking at a config runs no code.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .registry import Part, Problem, describe, hint
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a part's name says a function in a file."""
+    return ".py:" in name
+
+
+def split(name: str) -> tuple[Path, str]:
+    """File and function."""
+    file, _, function = name.rpartition(":")
+    return Path(file), function
+
+
+def check_plugin(name: str, options: Mapping[str, Any]) -> list[Problem]:
+    """What can be seen to be wrong with a plugin without running it: file, syntax, function, names of options."""
+    path, function = split(name)
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except OSError as error:
+        return [((name,), f"{path} cannot be read: {error.strerror}")]
+    except (SyntaxError, ValueError) as error:
+        return [((name,), f"{path} is not Python: {error}")]
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if function not in found:
+        return [((name,), f"{path} has no function {function!r}{hint(function, found)}")]
+    arguments = found[function].args
+    known = [argument.arg for argument in arguments.kwonlyargs]
+    reads = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args)}
+    known += ["coef", *(["prior"] if reads & {"lu", "ut", "log_u"} else [])]
+    return [
+        ((name, option), f"{function} has no option {option!r}{hint(option, known)}")
+        for option in options
+        if option not in known
+    ]
+
+
+def load(name: str, coef: float | None) -> Part:
+    """The part that a function in a file is: runs the file. Raises ValueError when that fails."""
+    path, function = split(name)
+    spec = importlib.util.spec_from_file_location(f"thimble_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be read")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles in the file look their module up
+    try:
+        spec.loader.exec_module(module)
+        return describe(getattr(module, function), coef)
+    except AttributeError:
+        raise ValueError(f"{path} has no function {function!r}") from None
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def digest(name: str) -> str:
+    """sha256 of a plugin's file."""
+    return hashlib.sha256(split(name)[0].read_bytes()).hexdigest()
