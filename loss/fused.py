@@ -25,16 +25,17 @@ from .head import Head, Shard
 from .measure import Measure, first_of_the_best
 from .rows import Rows
 
-# Bytes of a chunk's logits in fp32: on a CPU about its caches, elsewhere enough to fill the device.
-_CACHE_BYTES, _DEVICE_BYTES = 8 << 20, 256 << 20
-# Each chunk also goes once over the weight's gradient; fewer rows than these would spend their time there.
-_MIN_ROWS, _MAX_ROWS = 256, 4096
+# Bytes of a chunk's logits in fp32: on a CPU near its caches, elsewhere enough to fill the device.
+_CPU_BYTES, _DEVICE_BYTES = 32 << 20, 256 << 20
+# Every chunk lays out the whole weight for its product and goes once over the weight's gradient: fewer rows than
+# these would spend their time there.
+_MIN_ROWS, _MAX_ROWS = 512, 4096
 _BLOCK = 4096  # rows of the weight's gradient that are added at once: their bf16 product stays in the cache
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """Rows of a chunk, a power of two."""
-    budget = _CACHE_BYTES if device.type == "cpu" else _DEVICE_BYTES
+    budget = _CPU_BYTES if device.type == "cpu" else _DEVICE_BYTES
     rows = max(1, budget // (4 * vocab_size))
     return min(max(1 << (rows.bit_length() - 1), _MIN_ROWS), _MAX_ROWS)
 
@@ -206,58 +207,48 @@ class _Vectors:
         self.mean_logits[name] = _sum(logits, self.shard).unsqueeze(1)
 
     def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
-        log_p, lse = self._softmax(logits, products.exact)
-        found = (
-            _Found.whole(log_p, lse, rows)
-            if self.shard is None
-            else _Found.split(log_p, lse, rows, self.shard, len(self.head.weight))
-        )
+        p, top = self._softmax(logits, products.exact)
+        if self.shard is None:
+            found = _Found.whole(logits, p, top, rows)
+        else:
+            found = _Found.split(logits, p, top, rows, self.shard)
         fixed = {f"ut/{name}": self.measure.priors[name][rows.targets] / self.masses[name] for name in self.priors}
-        vectors = {"lp": found.lp}
-        if found.lse is not None:
-            vectors["lse"] = found.lse
-            vectors |= {f"lu/{name}": mean[part] - found.lse for name, mean in self.mean_logits.items()}
+        vectors = {"lp": found.lp, "lse": found.lse}
+        vectors |= {f"lu/{name}": mean[part] - found.lse for name, mean in self.mean_logits.items()}
         with torch.set_grad_enabled(self.wanted):
             leaves = {name: value.detach().requires_grad_(self.wanted) for name, value in vectors.items()}
             total, parts = self.measure.of_vectors({**leaves, **fixed}, rows)
             summed = total.sum()
         if self.wanted:
             grads = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            self._spread(dict(zip(leaves, grads, strict=True)), found, log_p, logits, products, part)
+            self._spread(dict(zip(leaves, grads, strict=True)), found, p, logits, products, part)
         nll = torch.where(rows.valid[:, 0], -found.lp[:, 0], 0.0)
         correct = found.correct & rows.valid[:, 0]
         return {**parts, "nll": nll, "tokens": rows.valid[:, 0], "correct": correct, "loss": total.detach()}
 
-    def _softmax(self, logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """log-softmax of a chunk and, where something reads it, the logsumexp (C, 1).
-
-        lse comes from the largest logit, not from lse = x_t - lp, so that a banned target leaves it finite; and lp
-        from the log-softmax, not from x_t - lse, which cancels when all logits are large.
-        """
-        wanted = self.shard is not None or "lse" in self.measure.read or bool(self.priors)
-        top = logits.amax(1, keepdim=True).to(exact) if wanted else None
+    def _softmax(self, logits: Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
+        """p (C, V) of this rank's logits, until the next call, and the largest logit (C, 1)."""
         if self._scratch is None:
-            # Row by row, a CPU's log-softmax may write over what it reads; half the memory is half the cache.
-            reuse = logits.dtype == exact and logits.device.type == "cpu"
-            self._scratch = logits if reuse else torch.empty_like(logits, dtype=exact)
-        log_p = self._scratch[: len(logits)]
-        torch.log_softmax(logits, 1, dtype=exact, out=log_p)
-        return log_p, None if top is None else top - log_p.amax(1, keepdim=True)
+            self._scratch = torch.empty_like(logits, dtype=exact)
+        p = self._scratch[: len(logits)]
+        if logits.device.type == "cpu" and logits.dtype != exact:
+            # Given a dtype, a CPU's softmax converts into a new tensor first; row by row it may write over its input.
+            top = p.copy_(logits).amax(1, keepdim=True)
+            return torch.softmax(p, 1, out=p), top
+        return torch.softmax(logits, 1, dtype=exact, out=p), logits.amax(1, keepdim=True).to(exact)
 
     def _spread(
         self,
         by: dict[str, Tensor],
         found: "_Found",
-        log_p: Tensor,
+        p: Tensor,
         logits: Tensor,
         products: Products,
         part: slice,
     ) -> None:
-        """From the gradients by the vectors to those of the head's inputs; writes over `log_p` and `logits`."""
+        """From the gradients by the vectors to those of the head's inputs; writes over `p` and `logits`."""
         a = by["lp"]
-        r = -a.sum(1, keepdim=True)
-        if "lse" in by:
-            r = r + by["lse"]
+        r = by["lse"] - a.sum(1, keepdim=True)
         for name in self.priors:
             r = r - by[f"lu/{name}"]
             self.c[name].append(by[f"lu/{name}"])
@@ -268,7 +259,7 @@ class _Vectors:
         floor = torch.finfo(a.dtype).eps * a.abs().amax(1, keepdim=True)
         r = torch.where(r.abs() < floor, floor, r)
         ratio = torch.where(r == 0, 0.0, a / r)
-        products.add(part, log_p.exp_().scatter_add_(1, found.index, ratio), r, logits)
+        products.add(part, p.scatter_add_(1, found.index, ratio), r, logits)
 
     def finish(self, products: Products) -> None:
         """The rank-one parts, and the other ranks' share of the gradient by the hidden states."""
@@ -281,11 +272,15 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a chunk's log-softmax says of its targets."""
+    """What the logits of a chunk and their softmax say of its targets.
+
+    With the largest logit x_top and its p_top, lse = x_top - log p_top and lp = (x_t - x_top) + log p_top. Neither
+    cancels when all logits are large, as x_t - lse does, nor underflows, as log p_t does.
+    """
 
     lp: Tensor
     """(C, K)."""
-    lse: Tensor | None
+    lse: Tensor
     """(C, 1)."""
     correct: Tensor
     """bool (C,)."""
@@ -297,28 +292,27 @@ class _Found:
     """(C, 1): the mass of this rank's ids, when there are other ranks."""
 
     @classmethod
-    def whole(cls, log_p: Tensor, lse: Tensor | None, rows: Rows) -> "_Found":
-        lp = log_p.gather(1, rows.targets)
-        best = lp[:, :1] >= log_p.amax(1, keepdim=True)
-        correct = first_of_the_best(log_p, best, rows.targets[:, :1])
-        return cls(lp, lse, correct, rows.targets, rows.valid)
+    def whole(cls, logits: Tensor, p: Tensor, top: Tensor, rows: Rows) -> "_Found":
+        log_top = p.amax(1, keepdim=True).log()
+        x = logits.gather(1, rows.targets).to(p.dtype)
+        correct = first_of_the_best(logits, x[:, :1] >= top, rows.targets[:, :1])
+        return cls((x - top) + log_top, top - log_top, correct, rows.targets, rows.valid)
 
     @classmethod
-    def split(cls, log_p: Tensor, lse: Tensor | None, rows: Rows, shard: Shard, size: int) -> "_Found":
-        """The same of a vocabulary split over ranks; `log_p` and `lse` are of this rank's ids."""
-        assert lse is not None
-        high = shard.max(lse.clone())
-        whole = high + shard.sum((lse - high).exp()).log()
-        shift = lse - whole
-        inside = (rows.targets >= shard.start) & (rows.targets < shard.start + size)
+    def split(cls, logits: Tensor, p: Tensor, own: Tensor, rows: Rows, shard: Shard) -> "_Found":
+        """The same of a vocabulary split over ranks; `logits`, `p` and `own` are of this rank's ids."""
+        place = logits.argmax(1, keepdim=True)
+        own_lse = own - p.amax(1, keepdim=True).log()
+        top = shard.max(own.clone())
+        log_top = -shard.sum((own_lse - top).exp()).log()  # top - lse
+        inside = (rows.targets >= shard.start) & (rows.targets < shard.start + logits.shape[1])
         index = torch.where(inside, rows.targets - shard.start, 0)
-        lp = shard.sum(torch.where(inside, log_p.gather(1, index) + shift, 0.0))
-        top, place = log_p.max(1)
-        top = top + shift[:, 0]
-        best = shard.max(top.clone())
+        lp = shard.sum(torch.where(inside, (logits.gather(1, index).to(p.dtype) - top) + log_top, 0.0))
         # The first of equals, as argmax over the whole vocabulary has it: the smallest id, by a maximum.
-        first = -shard.max(torch.where(top >= best, -(place + shard.start), torch.iinfo(torch.int64).min + 1))
-        return cls(lp, whole, first == rows.targets[:, 0], index, inside, shift.exp())
+        nothing = torch.iinfo(torch.int64).min
+        first = -shard.max(torch.where(own >= top, -(place + shard.start), nothing))
+        share = ((own_lse - top) + log_top).exp()
+        return cls(lp, top - log_top, (first == rows.targets[:, :1]).squeeze(1), index, inside, share)
 
 
 def _sum(values: Tensor, shard: Shard | None) -> Tensor:

@@ -71,7 +71,7 @@ class Measure:
             x = use.part.function(**self._arguments(use, {"logits": x}, rows), **use.options)
         log_p = x.log_softmax(-1)
         with torch.no_grad():
-            seen = observe(log_p if x is plain else plain.log_softmax(-1), rows, detail=detail)
+            seen = observe(plain, log_p if x is plain else plain.log_softmax(-1), rows, detail=detail)
         vectors: dict[str, Tensor] = {"lp": log_p.gather(-1, rows.targets)}
         if "lse" in self.read:
             vectors["lse"] = x.logsumexp(-1, keepdim=True)
@@ -153,31 +153,30 @@ def under_prior(name: str, prior: Tensor, log_p: Tensor, targets: Tensor) -> dic
     return {f"lu/{name}": lu, f"ut/{name}": prior[targets] / mass}
 
 
-def observe(log_p: Tensor, rows: Rows, *, detail: bool) -> dict[str, Tensor]:
+def observe(logits: Tensor, log_p: Tensor, rows: Rows, *, detail: bool) -> dict[str, Tensor]:
     """What is reported of each row whatever is trained on, (n,): `nll`, `tokens` and `correct`.
 
-    log_p (n, V) of the model itself. With `detail` also `entropy`, `confidence` (the largest p) and `rank` of the
+    Both (n, V) of the model itself. With `detail` also `entropy`, `confidence` (the largest p) and `rank` of the
     target, from 0.
     """
     target, valid = rows.targets[:, :1], rows.valid[:, 0]
-    lp = log_p.gather(1, target)
-    top = log_p.amax(1, keepdim=True) if log_p.numel() else lp
-    found = {"nll": torch.where(valid, -lp.squeeze(1), 0.0), "tokens": valid}
-    found["correct"] = first_of_the_best(log_p, lp >= top, target) & valid
+    x, top = logits.gather(1, target), logits.amax(1, keepdim=True)
+    found = {"nll": torch.where(valid, -log_p.gather(1, target).squeeze(1), 0.0), "tokens": valid}
+    found["correct"] = first_of_the_best(logits, x >= top, target) & valid
     if detail:
         p = log_p.exp()
         found["entropy"] = torch.where(valid, -(p * log_p.clamp_min(-1e30)).sum(1), 0.0)
-        found["confidence"] = torch.where(valid, top.exp().squeeze(1), 0.0)
-        before = torch.arange(log_p.shape[1], device=log_p.device) < target
-        found["rank"] = ((log_p > lp) | ((log_p == lp) & before)).sum(1)
+        found["confidence"] = torch.where(valid, p.amax(1), 0.0)
+        before = torch.arange(logits.shape[1], device=logits.device) < target
+        found["rank"] = ((logits > x) | ((logits == x) & before)).sum(1)
     return found
 
 
-def first_of_the_best(log_p: Tensor, best: Tensor, target: Tensor) -> Tensor:
+def first_of_the_best(logits: Tensor, best: Tensor, target: Tensor) -> Tensor:
     """bool (n,): whether the target is what argmax takes, the first of equals; `best` (n, 1): it is one of them."""
     best = best.squeeze(1)
-    if log_p.device.type != "cpu":
-        return log_p.argmax(1) == target.squeeze(1)
+    if logits.device.type != "cpu":
+        return logits.argmax(1) == target.squeeze(1)
     # Here argmax is ten times as slow as amax, and most targets are not among the best.
     index = best.nonzero().squeeze(1)
-    return best.index_put((index,), log_p.index_select(0, index).argmax(1) == target[index, 0])
+    return best.index_put((index,), logits.index_select(0, index).argmax(1) == target[index, 0])
