@@ -1,39 +1,31 @@
-"""Puts the parts of a run together from its config, for `train.py` and the scripts that need the same parts.
-
-The only other place where parts meet is `train.py` itself.
-"""
+"""Puts the parts of a run together from its config, for `train.py` and the scripts that need the same parts."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs import RunConfig
 from data import Batch, Loader, Prepared, lookup, prepare
 from durable import STATE
 from eval import evaluate, score_sources
-from loss import LossOutput, Objective, build_objective, metrics
-from model import ModelConfig, Transformer, eval_mode, generate, load_model, save_model
+from learner import Learner, build_learner, fold_seed, rows_per_step
+from loss import metrics
+from model import eval_mode, generate, load_model, save_model
 from trainer import checkpoint, memory
 from trainer.distributed import Place, Ranks
-from trainer.meters import peak_flops
-from trainer.optim import Optimizers
-from trainer.precision import Precision, resolve
 from trainer.schedule import parse_tokens, steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
 SAMPLE_TEMPERATURE = 0.8
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -93,24 +85,6 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fold_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for one purpose and place: 63 bits of a hash, so that neighbors share nothing."""
-    text = f"{seed}/{purpose}/{'/'.join(map(str, numbers))}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
-
-
-def make_model(config: ModelConfig, vocab_size: int, seed: int) -> Transformer:
-    """A freshly initialized model: the same weights for the same seed on any device and number of ranks."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold_seed(seed, "init"))
-        return Transformer(config, vocab_size)
-
-
-def rows_per_step(config: RunConfig) -> int:
-    """Rows of one optimizer step over all ranks."""
-    return config.train.batch_tokens // config.model.context
-
-
 def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
     """Optimizer steps of the whole run; tokens and epochs round up to whole steps.
 
@@ -125,102 +99,6 @@ def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
         assert train.epochs is not None  # the schema asks for exactly one of the three
         wanted = max(1, math.ceil(train.epochs * train_rows))
     return state.step + max(0, -(-(wanted - state.row) // rows))
-
-
-@dataclass
-class Learner:
-    """A model with what makes it learn: everything of a step but the rows."""
-
-    config: RunConfig
-    ranks: Ranks
-    device: torch.device
-    model: Transformer
-    """The bare model: names, weights, evaluation."""
-    module: nn.Module
-    """The same, as training calls it: wrapped when there are several ranks."""
-    objective: Objective
-    optimizers: Optimizers
-    precision: Precision
-    micro_rows: int
-    """Rows of one forward pass."""
-
-    @property
-    def auto(self) -> dict[str, Any]:
-        """What `auto` settings came to, on this kind of device."""
-        return {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
-
-    @cached_property
-    def flops_per_token(self) -> float:
-        return self.model.flops_per_token(self.config.model.context)
-
-    @cached_property
-    def peak_flops(self) -> float:
-        """FLOP/s of one device that count as full utilization."""
-        return peak_flops(self.device, DTYPES[self.precision.name])[0]
-
-    def forward(self, module: nn.Module, batch: Batch, **options: Any) -> LossOutput:
-        """The objective of a batch; `options` as for `Objective.from_logits`."""
-        positions = None if batch.single_document else batch.positions
-        with self.precision.autocast():
-            hidden = module(batch.tokens, positions, logits=False)
-            return self.objective(hidden, self.model.head_weight, batch.targets, batch.weights, **options)
-
-    def seed_dropout(self, step: int, micro: int) -> None:
-        """Dropout is a function of (seed, step, micro-batch, rank), so that there is no generator to save."""
-        if self.config.model.dropout:
-            torch.manual_seed(fold_seed(self.config.run.seed, "dropout", step, micro, self.ranks.rank))
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients, under fp16 scaled."""
-        self.precision.scaler.scale(loss).backward()
-
-    def clip(self) -> Tensor:
-        """Clip the gradients, without the fp16 scale; returns their global norm before, a scalar on the device."""
-        if self.precision.scaler.is_enabled():
-            for optimizer in self.optimizers.all:
-                self.precision.scaler.unscale_(optimizer)
-        return self.optimizers.clip()
-
-    def update(self, factor: float, finite: Tensor) -> None:
-        """Move the weights at `factor` times the peak rates where `finite`, and forget the gradients."""
-        self.optimizers.step(factor, finite)
-        self.optimizers.zero_grad()
-        if self.precision.scaler.is_enabled():
-            self.precision.scaler.update()
-
-
-def build_learner(
-    config: RunConfig, vocab_size: int, ranks: Ranks, device: torch.device, auto: dict[str, Any] | None = None
-) -> Learner:
-    """The learner of a config. What `auto` says, decided by an earlier start on such a device, holds again."""
-    decided = auto if auto and auto["device"] == device.type else {}
-    train = config.train
-    model = make_model(config.model, vocab_size, config.run.seed).to(device)
-    if train.compile is True or (train.compile == "auto" and device.type == "cuda"):
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    automatic = train.precision == "auto" and "precision" in decided
-    precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
-    rows = -(-rows_per_step(config) // ranks.world_size)
-    micro_rows = train.micro_rows
-    if micro_rows == "auto":
-        micro_rows = decided.get("micro_rows") or ranks.smallest(fitting_rows(config, model, vocab_size, rows, device))
-    return Learner(
-        config=config,
-        ranks=ranks,
-        device=device,
-        model=model,
-        module=ranks.wrap(model),
-        objective=build_objective(config.loss, vocab_size=vocab_size),
-        optimizers=Optimizers(
-            dict(model.named_parameters()),
-            model.roles(),
-            config.optim,
-            muon_dtype=torch.bfloat16 if precision.name == "bf16" else torch.float32,
-        ),
-        precision=precision,
-        micro_rows=min(micro_rows, rows),
-    )
 
 
 @dataclass
@@ -267,7 +145,7 @@ class Parts:
         learner = self.learner
 
         def score(batch: Batch) -> tuple[Tensor, Tensor]:
-            each = learner.forward(learner.model, batch.to(learner.device), per_token=True).per_token
+            each = learner.score(batch.to(learner.device)).per_token
             assert each is not None
             return each["nll"], each["correct"]
 
@@ -309,7 +187,7 @@ def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device,
     """The parts of a run that is in `state`. Raises ValueError for a prompt that the tokenizer cannot spell."""
     tokenizer = data.tokenizer
     prompts = [[tokenizer.end_id, *tokenizer.encode(prompt)] for prompt in config.eval.prompts]
-    learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto)
+    learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto, data)
     rows = rows_per_step(config)
     loader = Loader(
         data, batch_rows=rows, micro_rows=learner.micro_rows, rank=ranks.rank, world_size=ranks.world_size,
@@ -325,19 +203,3 @@ def prepare_once(config: RunConfig, place: Place) -> Prepared:
     while (found := lookup(config.data, config.model.context)) is None:
         time.sleep(0.2)
     return found
-
-
-def memory_parts(config: RunConfig, model: Transformer, vocab_size: int, rows: int) -> dict[str, int]:
-    """Estimated bytes of a training step with micro-batches of `rows`."""
-    roles = model.roles()
-    matrix = sum(p.numel() for name, p in model.named_parameters() if roles[name] == "matrix")
-    by_muon = matrix if config.optim.name == "muon" else 0
-    shape = config.model
-    return memory.estimate(model.parameter_count(), by_muon, rows, shape.context, shape.layers, shape.dim, vocab_size)
-
-
-def fitting_rows(config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device) -> int:
-    """As many of a rank's `rows` as fit in memory at once, give or take what divides them."""
-    part = memory_parts(config, model, vocab_size, 1)
-    per_row = part.pop("activations") + part.pop("logits")
-    return memory.largest_micro_rows(rows, memory.free_bytes(device), sum(part.values()), per_row)

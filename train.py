@@ -172,7 +172,7 @@ def fit(
         for i, batch in enumerate(step.micro):
             learner.seed_dropout(step.index, i)
             with ranks.sync_if(learner.module, last=i == len(step.micro) - 1):
-                out = learner.forward(learner.module, batch.to(learner.device), denom=step.targets)
+                out = learner.forward(batch.to(learner.device), denom=step.targets, progress=step.index / total)
                 learner.backward(out.loss * ranks.world_size)  # ranks average gradients; their sum is meant
             window.add(out.sums)
         norm = learner.clip()

@@ -8,7 +8,8 @@ Later layers win:
 - `data.sources`, `data.split.sources` and `data.mixture` are replaced as a whole where a layer gives the mapping
   itself, so that a corpus of one's own does not join the base file's; `data.sources.web.split=x` changes one field.
 
-Short forms are written out in each layer before it is merged. Every value keeps its place for error messages.
+Short forms are written out in each layer before it is merged, and files that a loss names are looked for beside the
+layer's file. Every value keeps its place for error messages.
 """
 
 import os
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
+
+from loss.registry import resolve_paths
 
 from .checks import hint
 from .schema import ONE_OF, Path, RunConfig, to_tree
@@ -73,8 +76,10 @@ class _Reading:
     layers: int = 0
     broken: bool = False  # some layer could not be read, so that checking the rest would report what is not wrong
 
-    def add(self, document: Document, name: str, at: Path = (), numbered: bool = True) -> None:
-        """Merge one layer whose value belongs at the path `at`."""
+    def add(
+        self, document: Document, name: str, at: Path = (), numbered: bool = True, folder: FilePath = FilePath()
+    ) -> None:
+        """Merge one layer whose value belongs at the path `at`; `folder` is where a loss finds the files it names."""
         self.layers += 1
         places = {
             path: _Place(self.layers, line, f"{name}:{line}" if numbered else name)
@@ -88,6 +93,8 @@ class _Reading:
         for part in reversed(at):
             value = {part: value}
         value = expand(value)
+        if isinstance(value.get("loss"), dict):
+            value["loss"] = resolve_paths(value["loss"], folder)
         self.tree = _merge(self.tree, value, (), len(at))
         there = set(_paths(self.tree, ()))  # a replaced mapping leaves no places behind
         self.places = {path: place for path, place in self.places.items() if path in there}
@@ -163,7 +170,7 @@ def _read_file(name: str, reading: _Reading, above: tuple[str, ...]) -> None:
         if error := _extend(name, base, reading, above):
             reading.broken = True
             document.problems.append((document.lines[("extends",)], error))
-    reading.add(document, name)
+    reading.add(document, name, folder=FilePath(name).parent)
 
 
 def _extend(name: str, base: Any, reading: _Reading, above: tuple[str, ...]) -> str:

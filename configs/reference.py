@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from loss.registry import LISTS, options_text
+
 from .schema import raw_schema, tag_of
 
 Node = dict[str, Any]  # a part of a JSON schema
@@ -161,18 +163,21 @@ def describe() -> str:
     for group, rows in groupby(fields(), lambda field: field.group):
         title = sections[group]["description"] if group in sections else "One entry for each corpus, under any name."
         lines += ["", f"{group}: {title}", *_table(group, list(rows))]
-    return "\n".join([*lines, "", *_loss_terms(), "", NOTES]).strip()
+    return "\n".join([*lines, "", *_loss_parts(), "", NOTES]).strip()
 
 
-def _loss_terms() -> list[str]:
-    """The registered terms of loss.base and loss.add with their options and defaults."""
-    from loss.terms import TERMS
+def _loss_parts() -> list[str]:
+    """The registered parts of a loss with their options and defaults."""
+    from loss.terms import TERMS, TRANSFORMS, WEIGHTS
 
-    lines = ["Loss terms, for loss.base and loss.add:"]
-    for name, term in TERMS.items():
-        options = ", ".join(f"{key}: {option.default:g}" for key, option in term.options.items())
-        lines += textwrap.wrap(f"  {name}: {{{options}}}  {term.function.__doc__}", 116, subsequent_indent="    ")
-    return lines
+    lines: list[str] = []
+    groups = {"terms, for loss.base and loss.add": TERMS, "weights, for loss.weights": WEIGHTS}
+    for title, parts in (groups | {"changes of the logits, for loss.logits": TRANSFORMS}).items():
+        lines += ["", f"Loss {title}:"]
+        for name, part in parts.items():
+            doc = " ".join((part.function.__doc__ or "").split())
+            lines += textwrap.wrap(f"  {name}: {{{options_text(part)}}}  {doc}", 116, subsequent_indent="    ")
+    return lines[1:]
 
 
 def _table(group: str, rows: list[Field]) -> list[str]:
@@ -206,7 +211,10 @@ def json_schema() -> Node:
     term = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": options}]}
     loss = definitions["LossConfig"]["properties"]
     loss["base"] = {"description": loss["base"]["description"], **term}
-    loss["add"]["items"] = term
+    for key in LISTS:
+        loss[key]["items"] = term
+    number = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "object"}]}
+    loss["ahead"]["items"] = number
     schema["properties"]["loss"]["anyOf"].append({"type": "string"})
     tokenizer = definitions["DataConfig"]["properties"]["tokenizer"]
     tokenizer["anyOf"] = [{"$ref": tokenizer.pop("$ref")}, {"enum": ["byte", "char"]}]

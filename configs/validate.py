@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from loss.registry import LISTS
 from model.config import ModelConfig
 
 from .checks import Problem, check, check_model, hint
@@ -30,7 +31,7 @@ def expand(tree: dict[str, Any]) -> dict[str, Any]:
         tree["loss"] = {"base": {loss: {}}, "add": []}
     elif isinstance(loss, dict):
         tree["loss"] = loss | {
-            key: convert(loss[key]) for key, convert in (("base", _term), ("add", _terms)) if key in loss
+            key: (_term if key == "base" else _terms)(loss[key]) for key in ("base", *LISTS) if key in loss
         }
     if isinstance(data, dict) and data.get("tokenizer") in ("byte", "char"):
         tree["data"] = data | {"tokenizer": {"level": data["tokenizer"]}}

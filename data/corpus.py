@@ -74,6 +74,19 @@ class Prepared:
         """UTF-8 bytes of the `train` or `val` texts, for each source that has any."""
         return dict(self.plan.facts["bytes"][side])
 
+    def token_counts(self) -> np.ndarray:
+        """How often each id is a target of the training rows, int64 (V,)."""
+        plan, counts = self.train, np.zeros(self.tokenizer.vocab_size, np.int64)
+        for shard in np.unique(plan.shard).tolist():
+            here = plan.shard == shard
+            first, length = plan.start[here] + 1, plan.length[here]
+            tokens = self.store.tokens(shard)
+            steps = np.zeros(len(tokens) + 1, np.int32)  # +1 where a piece's targets begin, -1 after their end
+            np.add.at(steps, first, 1)
+            np.add.at(steps, first + length, -1)
+            counts += np.bincount(tokens[np.cumsum(steps[:-1]) > 0], minlength=len(counts))
+        return counts
+
     def val_documents(self) -> Iterator[bytes]:
         """The held-out texts in store order, UTF-8."""
         spans, pieces = self.plan.val_spans, self.tokenizer.pieces

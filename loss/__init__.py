@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import LossConfig
+    from .fused import chunk_rows
     from .head import Head, Shard
     from .means import metrics, reliability
     from .objective import LossOutput, Objective, build_objective
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "LossConfig": "config",
+    "chunk_rows": "fused",
     "Head": "head",
     "Shard": "head",
     "metrics": "means",
@@ -28,7 +30,7 @@ _HOME = {
 }
 __all__ = [
     "TERMS", "TRANSFORMS", "WEIGHTS", "Head", "LossConfig", "LossOutput", "Objective", "Shard", "build_objective",
-    "check", "metrics", "reliability", "term", "transform", "weight",
+    "check", "chunk_rows", "metrics", "reliability", "term", "transform", "weight",
 ]  # fmt: skip
 
 

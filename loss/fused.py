@@ -161,7 +161,7 @@ class _Whole:
     def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
         wanted = any(products.wanted)
         with torch.set_grad_enabled(wanted):
-            x = logits.detach().requires_grad_(wanted)
+            x = logits.detach().to(products.exact, copy=True).requires_grad_(wanted)
             total, values = self.measure.of_logits(self.head.cap(x), rows, detail=self.detail)
             summed = total.sum()
         if wanted:

@@ -10,6 +10,7 @@ knows before the first forward. Everything else is a sum; `metrics` turns sums i
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from .registry import Part, check_options, is_file, value_at
 from .rows import IGNORE, Rows, Selection, select
 from .tables import load_prior, load_table
 from .terms import TERMS, TRANSFORMS, WEIGHTS, check
+
+Counts = Tensor | Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ def build_objective(
     config: LossConfig | Mapping[str, Any] | str,
     *,
     vocab_size: int,
-    counts: Tensor | None = None,
+    counts: Counts | None = None,
     sources: Sequence[str] = (),
 ) -> "Objective":
     """The objective that a loss config describes.
 
     config   a `LossConfig`, the same as a mapping, or one term's name
-    counts   (V,) how often each id occurs in the corpus, for unigram priors and frequency deciles
+    counts   (V,) how often each id occurs in the corpus, for unigram priors and frequency deciles; or a function that
+             counts, called when something reads them
     sources  names of the data sources that `extra["source"]` indexes, for weights by source
 
     Files and plugins that the config names are read here. Raises ValueError naming every mistake.
@@ -77,12 +81,10 @@ class Objective:
     rounding and holds a chunk of logits at a time.
     """
 
-    def __init__(self, config: LossConfig, vocab_size: int, counts: Tensor | None, sources: Sequence[str]):
+    def __init__(self, config: LossConfig, vocab_size: int, counts: Counts | None, sources: Sequence[str]):
         self.config, self.vocab_size = config, vocab_size
-        if counts is not None and counts.shape != (vocab_size,):
-            raise ValueError(f"counts of shape {tuple(counts.shape)} for a vocabulary of {vocab_size}")
-        self._counts, self._sources = counts, tuple(sources)
-        self._deciles = None if counts is None else decile_of(counts)
+        self.sources = tuple(sources)
+        self._counts = counts
         self._priors: dict[str, Tensor] = {}
         self._tables: dict[str, Tensor] = {}
         self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
@@ -91,6 +93,10 @@ class Objective:
         ]
         self.weights = [self._known(named, WEIGHTS, "weights") for named in config.weights]
         self.transforms = [self._known(named, TRANSFORMS, "logits") for named in config.logits]
+
+    def with_config(self, config: LossConfig) -> "Objective":
+        """Another loss on the same vocabulary, corpus counts and sources."""
+        return build_objective(config, vocab_size=self.vocab_size, counts=self._counts, sources=self.sources)
 
     def _known(self, named: Mapping[str, Any], known: Mapping[str, Part], key: str) -> tuple[Part, dict[str, Any]]:
         """A part with its options; the files that they name are read."""
@@ -104,18 +110,31 @@ class Objective:
             if mark and value not in self._tables:
                 self._tables[value] = load_table(value, mark, self.vocab_size)
             if option == "prior" and value not in self._priors:
-                self._priors[value] = load_prior(value, self.vocab_size, self._counts)
+                self._priors[value] = load_prior(value, self.vocab_size, self.counts if value == "unigram" else None)
             if option == "prior" and "log_u" in part.reads and not bool((self._priors[value] > 0).all()):
                 raise ValueError(
                     f"loss.{key}.{name}.prior: {value} has ids of probability 0, whose logarithm is infinite"
                 )
         if "source" in part.reads and "by" in options:
-            unknown = [source for source in options["by"] if source not in self._sources]
+            unknown = [source for source in options["by"] if source not in self.sources]
             if unknown:
-                have = ", ".join(self._sources) or "none"
+                have = ", ".join(self.sources) or "none"
                 raise ValueError(f"loss.{key}.{name}.by: no source {unknown[0]!r}; there are: {have}")
-            options["by"] = {self._sources.index(source): value for source, value in options["by"].items()}
+            options["by"] = {self.sources.index(source): value for source, value in options["by"].items()}
         return part, options
+
+    @cached_property
+    def counts(self) -> Tensor | None:
+        """(V,) how often each id occurs in the corpus."""
+        counts = self._counts() if callable(self._counts) else self._counts
+        if counts is not None and counts.shape != (self.vocab_size,):
+            raise ValueError(f"counts of shape {tuple(counts.shape)} for a vocabulary of {self.vocab_size}")
+        return counts
+
+    @cached_property
+    def deciles(self) -> Tensor | None:
+        """int64 (V,): each id's tenth of the corpus by frequency."""
+        return None if self.counts is None else decile_of(self.counts)
 
     @property
     def reads(self) -> set[str]:
@@ -248,9 +267,8 @@ class Objective:
         divisor = max(denom, 1) if isinstance(denom, int) else denom.clamp_min(1).to(loss.dtype)
         each, extremes = None, None
         if call.detail:
-            if self._deciles is not None:
-                self._deciles = self._deciles.to(call.rows.targets.device)
-            sums |= detail_sums(values, call.rows, self._deciles)
+            deciles = None if self.deciles is None else self.deciles.to(call.rows.targets.device)
+            sums |= detail_sums(values, call.rows, deciles)
             extremes = worst(call.chosen.spread(values["nll"]))
         if per_token:
             each = {name: call.chosen.spread(value) for name, value in values.items() if name != "tokens"}

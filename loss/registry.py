@@ -26,6 +26,8 @@ VECTORS = ("lp", "lse", "lu", "ut")
 """What a term can read that is one number a target: the closed-form gradient of the fused head covers these."""
 PRIORS = ("uniform", "unigram")
 SHAPES = ("linear", "cosine")
+LISTS = ("add", "weights", "logits")
+"""Keys of a loss config that hold lists of named parts."""
 Coefficient = Annotated[float, Ge(0)]
 
 
@@ -204,6 +206,21 @@ def value_at(value: Any, progress: float) -> Any:
     return low + (high - low) * share
 
 
+def options_text(part: Part) -> str:
+    """The options of a part with their defaults, as in YAML; `...` where one must be given."""
+    return ", ".join(f"{name}: {_text(default)}" for name, default in part.options.items())
+
+
+def _text(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "..."
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
 def is_file(annotation: Any) -> File | None:
     """The mark of an option that names a file."""
     marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
@@ -234,7 +251,7 @@ def resolve_paths(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key, value in section.items():
         if key == "base":
             made[key] = named(value)
-        elif key in ("add", "weights", "logits") and isinstance(value, (list, tuple)):
+        elif key in LISTS and isinstance(value, (list, tuple)):
             made[key] = [named(entry) for entry in value]
     return made
 

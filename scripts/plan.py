@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from assemble import Learner, State, build_learner, memory_parts, rows_per_step, set_up_process, total_steps
+from assemble import State, set_up_process, total_steps
 from configs import RunConfig
 from data import Batch, Prepared, estimate, load_tokenizer, lookup
+from learner import Learner, build_learner, memory_parts, rows_per_step
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.meters import clock_text
 
@@ -23,7 +24,7 @@ def dry_run(config: RunConfig) -> int:
     set_up_process(config, place, device)
     data = lookup(config.data, config.model.context)
     vocab_size = data.tokenizer.vocab_size if data else assumed_vocabulary(config)
-    learner = build_learner(config, vocab_size, Ranks(place, device), device)
+    learner = build_learner(config, vocab_size, Ranks(place, device), device, data=data)
     for name, value in facts(config, learner, data, vocab_size, timed=there):
         print(f"{name:<14} {value}")
     return 0
@@ -43,7 +44,7 @@ def facts(
     """The lines of the plan as (name, value)."""
     shape, rows = config.model, rows_per_step(config)
     per_token = learner.flops_per_token
-    memory = memory_parts(config, learner.model, vocab_size, learner.micro_rows)
+    memory = memory_parts(config, learner.model, vocab_size, learner.micro_rows, learner.device)
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in memory.items())
     lines = [
         ("model", f"{shape.preset}, {shape.layers} layers, {shape.dim} wide, context {shape.context}, "
@@ -110,7 +111,7 @@ def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, floa
     ).to(learner.device)  # fmt: skip
 
     def micro() -> None:
-        learner.backward(learner.forward(learner.module, batch).loss)
+        learner.backward(learner.forward(batch).loss)
 
     def update() -> None:
         learner.update(1e-9, torch.isfinite(learner.clip()))

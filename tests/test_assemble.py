@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from assemble import Learner, Parts, State, build, build_learner, fold_seed, make_model, total_steps
+from assemble import Parts, State, build, total_steps
 from configs import RunConfig, load
 from data import Batch, prepare
+from learner import Learner, build_learner, fold_seed, make_model
 from tests.conftest import Bench
 from trainer.distributed import Place, Ranks
 from trainer.precision import Precision
@@ -35,14 +36,14 @@ def test_the_first_loss_is_ln_of_the_vocabulary(bench: Bench, preset: str, tie: 
     )
     step = made.loader.step(0)
     with torch.no_grad():
-        outs = [made.learner.forward(made.learner.module, b, denom=step.targets) for b in step.micro]
+        outs = [made.learner.forward(b, denom=step.targets) for b in step.micro]
     loss = float(sum(out.loss for out in outs))
     assert loss == pytest.approx(math.log(257), rel=1e-6 if not tie else 0.02)
 
 
 def gradients(learner: Learner, micro: list[Batch], targets: int) -> dict[str, torch.Tensor]:
     for batch in micro:
-        learner.backward(learner.forward(learner.module, batch, denom=targets).loss)
+        learner.backward(learner.forward(batch, denom=targets).loss)
     found = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     learner.optimizers.zero_grad()
     return found
@@ -151,7 +152,7 @@ def test_fp16_scales_gradients_and_an_overflow_changes_only_the_scale(bench: Ben
     for scale, fits in ((2.0**10, True), (2.0**60, False)):
         learner.precision.load_state({**learner.precision.state(), "scale": scale})
         before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-        learner.backward(learner.forward(learner.module, batch, denom=2048).loss)
+        learner.backward(learner.forward(batch, denom=2048).loss)
         norm = learner.clip()
         learner.update(0.1, torch.isfinite(norm))
         moved = [name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])]

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+from bisect import bisect_left
+from collections.abc import Callable
 
 import torch
 
@@ -15,21 +17,22 @@ CPU_BYTES = 384 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def estimate(
-    parameters: int, muon_parameters: int, rows: int, context: int, layers: int, dim: int, vocab_size: int
-) -> dict[str, int]:
-    """Bytes of a training step by part: weights, gradients, optimizer, activations, logits.
+def estimate(parameters: int, muon_parameters: int, tokens: int, layers: int, dim: int) -> dict[str, int]:
+    """Bytes of a training step by part: weights, gradients, optimizer, activations; `logits` tells the rest.
 
-    AdamW keeps two fp32 moments of a parameter, Muon one. `rows` are those of one micro-batch.
+    AdamW keeps two fp32 moments of a parameter, Muon one. `tokens` are those of one micro-batch.
     """
-    tokens = rows * context
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 8 * (parameters - muon_parameters) + 4 * muon_parameters,
         "activations": tokens * layers * dim * _PER_WIDTH,
-        "logits": tokens * vocab_size * _PER_ID,
     }
+
+
+def logits(rows: int, vocab_size: int) -> int:
+    """Bytes of the logits of `rows` tokens and what is made of them, as many as are held at once."""
+    return rows * vocab_size * _PER_ID
 
 
 def free_bytes(device: torch.device) -> int:
@@ -39,13 +42,13 @@ def free_bytes(device: torch.device) -> int:
     return min(CPU_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
 
 
-def largest_micro_rows(rows: int, budget: int, fixed: int, per_row: int) -> int:
-    """Rows of a micro-batch so that `fixed` and its memory stay within `budget` bytes; at least one.
+def largest_micro_rows(rows: int, fits: Callable[[int], bool]) -> int:
+    """Rows of a micro-batch such that `fits` says yes, which it says up to some number; at least one.
 
     The largest divisor of `rows` that fits, unless that wastes half of the room: then as few micro-batches as
     possible, the last of them padded.
     """
-    fit = max(1, min(rows, (budget - fixed) // max(per_row, 1)))
+    fit = max(1, bisect_left(range(1, rows + 1), True, key=lambda count: not fits(count)))
     divisor = next(m for m in range(fit, 0, -1) if rows % m == 0)
     return divisor if 2 * divisor > fit else -(-rows // -(-rows // fit))
 

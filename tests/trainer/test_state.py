@@ -219,7 +219,7 @@ def test_environment_records_versions_but_no_variables(monkeypatch):
 
 @given(st.integers(1, 500), st.integers(0, 10**6), st.integers(1, 10**5))
 def test_micro_batches_fit_and_waste_little(rows, budget, per_row):
-    micro = memory.largest_micro_rows(rows, budget, 0, per_row)
+    micro = memory.largest_micro_rows(rows, lambda count: count * per_row <= budget)
     assert 1 <= micro <= rows
     assert micro == 1 or micro * per_row <= budget
     fit = max(1, min(rows, budget // per_row))
@@ -229,15 +229,15 @@ def test_micro_batches_fit_and_waste_little(rows, budget, per_row):
 
 
 def test_micro_batches_worked_out_by_hand():
-    sizes = [memory.largest_micro_rows(rows, fit, 0, 1) for rows, fit in ((32, 7), (32, 40), (31, 10), (6, 5))]
+    sizes = [memory.largest_micro_rows(rows, fit.__ge__) for rows, fit in ((32, 7), (32, 40), (31, 10), (6, 5))]
     assert sizes == [4, 32, 8, 3]
 
 
 def test_memory_of_a_shape_worked_out_by_hand():
-    parts = memory.estimate(1000, 600, rows=2, context=10, layers=3, dim=4, vocab_size=50)
+    parts = memory.estimate(1000, 600, tokens=20, layers=3, dim=4)
     assert parts["weights"] == parts["gradients"] == 4000
     assert parts["optimizer"] == 400 * 8 + 600 * 4
-    assert parts["logits"] == 20 * 50 * memory._PER_ID and parts["activations"] == 20 * 12 * memory._PER_WIDTH
+    assert memory.logits(20, 50) == 20 * 50 * memory._PER_ID and parts["activations"] == 20 * 12 * memory._PER_WIDTH
 
 
 def test_precision_scales_only_fp16_and_only_its_gradients():

@@ -1,0 +1,227 @@
+"""A model with what makes it learn: the objective, the optimizers, the precision, and how many rows fit at once."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs import RunConfig
+from data import Batch, Prepared, load_tokenizer
+from loss import Head, LossOutput, Objective, build_objective, chunk_rows
+from model import ModelConfig, Transformer, load_model
+from trainer import memory
+from trainer.distributed import Ranks
+from trainer.meters import peak_flops
+from trainer.optim import Optimizers
+from trainer.precision import Precision, resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def fold_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """A seed for one purpose and place: 63 bits of a hash, so that neighbors share nothing."""
+    text = f"{seed}/{purpose}/{'/'.join(map(str, numbers))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def make_model(config: ModelConfig, vocab_size: int, seed: int) -> Transformer:
+    """A freshly initialized model: the same weights for the same seed on any device and number of ranks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold_seed(seed, "init"))
+        return Transformer(config, vocab_size)
+
+
+def rows_per_step(config: RunConfig) -> int:
+    """Rows of one optimizer step over all ranks."""
+    return config.train.batch_tokens // config.model.context
+
+
+def positions_of(batch: Batch) -> Tensor | None:
+    """What keeps a batch's documents apart; None when plain causal attention does."""
+    return None if batch.single_document else batch.positions
+
+
+@dataclass
+class Learner:
+    """A model with what makes it learn: everything of a step but the rows."""
+
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    model: Transformer
+    """The bare model: names, weights, evaluation."""
+    module: nn.Module
+    """The same, as training calls it: wrapped when there are several ranks."""
+    objective: Objective
+    """What training minimizes."""
+    plain: Objective
+    """What evaluation reports: nll, whatever training minimizes."""
+    teacher: Transformer | None
+    """What training distills from."""
+    optimizers: Optimizers
+    precision: Precision
+    micro_rows: int
+    """Rows of one forward pass."""
+
+    @property
+    def auto(self) -> dict[str, Any]:
+        """What `auto` settings came to, on this kind of device."""
+        return {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        return self.model.flops_per_token(self.config.model.context)
+
+    @cached_property
+    def peak_flops(self) -> float:
+        """FLOP/s of one device that count as full utilization."""
+        return peak_flops(self.device, DTYPES[self.precision.name])[0]
+
+    def forward(self, batch: Batch, **options: Any) -> LossOutput:
+        """The training objective of a batch; `options` as for `Objective.from_logits`."""
+        have = {"source": batch.source, "position": batch.positions}
+        extra: dict[str, Any] = {name: have[name] for name in have.keys() & self.objective.reads}
+        with self.precision.autocast():
+            if self.teacher is not None:
+                with torch.no_grad():
+                    extra["teacher_hidden"] = self.teacher(batch.tokens, positions_of(batch), logits=False)
+                extra["teacher_head"] = Head(self.teacher.head_weight)
+            hidden = self.module(batch.tokens, positions_of(batch), logits=False)
+            return self.objective(
+                hidden, Head(self.model.head_weight), batch.targets, batch.weights, extra=extra, **options
+            )
+
+    def score(self, batch: Batch, *, detail: bool = False) -> LossOutput:
+        """Each target's nll, without gradients; with `detail` what costs another pass over the vocabulary."""
+        with self.precision.autocast(), torch.no_grad():
+            hidden = self.model(batch.tokens, positions_of(batch), logits=False)
+            extra = {"position": batch.positions} if detail else None
+            return self.plain(
+                hidden, Head(self.model.head_weight), batch.targets, per_token=True, detail=detail, extra=extra
+            )
+
+    def seed_dropout(self, step: int, micro: int) -> None:
+        """Dropout is a function of (seed, step, micro-batch, rank), so that there is no generator to save."""
+        if self.config.model.dropout:
+            torch.manual_seed(fold_seed(self.config.run.seed, "dropout", step, micro, self.ranks.rank))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients, under fp16 scaled."""
+        self.precision.scaler.scale(loss).backward()
+
+    def clip(self) -> Tensor:
+        """Clip the gradients, without the fp16 scale; returns their global norm before, a scalar on the device."""
+        if self.precision.scaler.is_enabled():
+            for optimizer in self.optimizers.all:
+                self.precision.scaler.unscale_(optimizer)
+        return self.optimizers.clip()
+
+    def update(self, factor: float, finite: Tensor) -> None:
+        """Move the weights at `factor` times the peak rates where `finite`, and forget the gradients."""
+        self.optimizers.step(factor, finite)
+        self.optimizers.zero_grad()
+        if self.precision.scaler.is_enabled():
+            self.precision.scaler.update()
+
+
+def build_learner(
+    config: RunConfig,
+    vocab_size: int,
+    ranks: Ranks,
+    device: torch.device,
+    auto: dict[str, Any] | None = None,
+    data: Prepared | None = None,
+) -> Learner:
+    """The learner of a config. What `auto` says, decided by an earlier start on such a device, holds again.
+
+    Without `data`, for an estimate, every id counts as seen equally often.
+    """
+    decided = auto if auto and auto["device"] == device.type else {}
+    train = config.train
+    model = make_model(config.model, vocab_size, config.run.seed).to(device)
+    if train.compile is True or (train.compile == "auto" and device.type == "cuda"):
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    automatic = train.precision == "auto" and "precision" in decided
+    precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
+    rows = -(-rows_per_step(config) // ranks.world_size)
+    micro_rows = train.micro_rows
+    if micro_rows == "auto":
+        micro_rows = decided.get("micro_rows") or ranks.smallest(fitting_rows(config, model, vocab_size, rows, device))
+    return Learner(
+        config=config,
+        ranks=ranks,
+        device=device,
+        model=model,
+        module=ranks.wrap(model),
+        objective=make_objective(config, vocab_size, data),
+        plain=build_objective({"fused": config.loss.fused, "chunk": config.loss.chunk}, vocab_size=vocab_size),
+        teacher=make_teacher(config, data, device),
+        optimizers=Optimizers(
+            dict(model.named_parameters()),
+            model.roles(),
+            config.optim,
+            muon_dtype=torch.bfloat16 if precision.name == "bf16" else torch.float32,
+        ),
+        precision=precision,
+        micro_rows=min(micro_rows, rows),
+    )
+
+
+def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
+    """The training objective. Raises ValueError when it reads what training does not have."""
+
+    def counts() -> Tensor:
+        return torch.ones(vocab_size) if data is None else torch.from_numpy(data.token_counts())
+
+    names = data.source_names if data else tuple(config.data.sources)
+    objective = build_objective(config.loss, vocab_size=vocab_size, counts=counts, sources=names)
+    missing = sorted(objective.reads - {"source", "position", "teacher_logits"})
+    if missing:
+        raise ValueError(f"loss: a term reads {missing[0]}, which training does not have")
+    if ("teacher_logits" in objective.reads) != (config.loss.teacher is not None):
+        some, none = "a term reads a teacher's logits", "no term reads a teacher's logits"
+        raise ValueError(f"loss.teacher: {none if config.loss.teacher else f'{some}; name a run'}")
+    return objective
+
+
+def make_teacher(config: RunConfig, data: Prepared | None, device: torch.device) -> Transformer | None:
+    """The model that training distills from, frozen. Raises ValueError for one of another tokenizer or context."""
+    path = config.loss.teacher
+    if path is None:
+        return None
+    teacher = load_model(path, device=str(device)).requires_grad_(False)
+    if data is not None and load_tokenizer(path).sha256 != data.tokenizer_hash:
+        raise ValueError(f"loss.teacher: {path} has another tokenizer than this corpus")
+    if teacher.config.context < config.model.context:
+        short = f"{teacher.config.context}, this run's {config.model.context}"
+        raise ValueError(f"loss.teacher: {path} has a context of {short}")
+    return teacher
+
+
+def memory_parts(
+    config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device
+) -> dict[str, int]:
+    """Estimated bytes of a training step with micro-batches of `rows`."""
+    roles = model.roles()
+    matrix = sum(p.numel() for name, p in model.named_parameters() if roles[name] == "matrix")
+    by_muon = matrix if config.optim.name == "muon" else 0
+    shape, tokens = config.model, rows * config.model.context
+    parts = memory.estimate(model.parameter_count(), by_muon, tokens, shape.layers, shape.dim)
+    if config.loss.fused == "off":
+        return parts | {"logits": memory.logits(tokens, vocab_size)}
+    chunk = chunk_rows(vocab_size, device) if config.loss.chunk == "auto" else config.loss.chunk
+    return parts | {"logits": memory.logits(min(chunk, tokens), vocab_size)}
+
+
+def fitting_rows(config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device) -> int:
+    """As many of a rank's `rows` as fit in memory at once, give or take what divides them."""
+    budget = memory.free_bytes(device)
+
+    def needed(count: int) -> int:
+        return sum(memory_parts(config, model, vocab_size, count, device).values())
+
+    return memory.largest_micro_rows(rows, lambda count: needed(count) <= budget)
