@@ -9,7 +9,7 @@ knows before the first forward. Everything else is a sum; `metrics` turns sums i
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from .detail import decile_of, detail_sums, worst
 from .fused import fused
 from .head import Head
 from .measure import PER_ROW_DETAIL, Measure, Use
-from .registry import Part, check_options, is_file, value_at
+from .registry import Part, check_options, hint, is_file, value_at
 from .rows import IGNORE, Rows, Selection, select
 from .tables import load_prior, load_table
 from .terms import TERMS, TRANSFORMS, WEIGHTS, check
@@ -63,6 +63,9 @@ def build_objective(
     if isinstance(config, str):
         config = {"base": config}
     if isinstance(config, Mapping):
+        known = [field.name for field in fields(LossConfig)]
+        if strange := [key for key in config if key not in known]:
+            raise ValueError(f"loss: unknown key {strange[0]!r}{hint(strange[0], known)}")
         lists = {key: tuple(map(_long, config.get(key, ()))) for key in ("add", "weights", "logits")}
         config = LossConfig(**{**config, "base": _long(config.get("base", "ce")), **lists})
     if problems := check(config):
@@ -106,15 +109,10 @@ class Objective:
             raise ValueError("; ".join(f"loss.{key}.{name}.{'.'.join(map(str, p))}: {m}" for p, m in problems))
         options = {**{k: v for k, v in part.options.items() if v is not inspect.Parameter.empty}, **given}
         for option, value in options.items():
-            mark = is_file(part.hints[option])
-            if mark and value not in self._tables:
-                self._tables[value] = load_table(value, mark, self.vocab_size)
-            if option == "prior" and value not in self._priors:
-                self._priors[value] = load_prior(value, self.vocab_size, self.counts if value == "unigram" else None)
-            if option == "prior" and "log_u" in part.reads and not bool((self._priors[value] > 0).all()):
-                raise ValueError(
-                    f"loss.{key}.{name}.prior: {value} has ids of probability 0, whose logarithm is infinite"
-                )
+            try:
+                self._read(part, option, value)
+            except ValueError as error:
+                raise ValueError(f"loss.{key}.{name}.{option}: {error}") from None
         if "source" in part.reads and "by" in options:
             unknown = [source for source in options["by"] if source not in self.sources]
             if unknown:
@@ -122,6 +120,19 @@ class Objective:
                 raise ValueError(f"loss.{key}.{name}.by: no source {unknown[0]!r}; there are: {have}")
             options["by"] = {self.sources.index(source): value for source, value in options["by"].items()}
         return part, options
+
+    def _read(self, part: Part, option: str, value: Any) -> None:
+        """Read the file or make the prior that an option names, if it names one."""
+        mark = is_file(part.hints[option])
+        if mark and value not in self._tables:
+            self._tables[value] = load_table(value, mark, self.vocab_size)
+        if option != "prior":
+            return
+        if value not in self._priors:
+            counts = self.counts if value == "unigram" else None
+            self._priors[value] = load_prior(value, self.vocab_size, counts)
+        if "log_u" in part.reads and not bool((self._priors[value] > 0).all()):
+            raise ValueError(f"{value} has ids of probability 0, whose logarithm is infinite")
 
     @cached_property
     def counts(self) -> Tensor | None:

@@ -101,7 +101,7 @@ def describe(function: Callable[..., Any], coef: float | None = None) -> Part:
 def check_named(named: Mapping[str, Any], known: Mapping[str, Part], what: str) -> list[Problem]:
     """What is wrong with one `{name: options}`, as (path, message)."""
     if len(named) != 1:
-        return [((), f"takes exactly one {what}, not {len(named)}: {', '.join(known)}")]
+        return [((), f"takes exactly one {what}, not {len(named)}: {', '.join(map(str, named)) or 'name one'}")]
     ((name, options),) = named.items()
     if name not in known:
         return [((name,), f"unknown {what} {name!r}{hint(name, known)}")]
@@ -152,9 +152,7 @@ def check_value(annotation: Any, value: Any) -> list[Problem]:
         return [((i, *path), text) for i, v in enumerate(value) for path, text in check_value(inner, v)]
     if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
         return [((), f"{value!r} is not a whole number")]
-    if isinstance(value, Mapping):
-        return _check_ramp(value, marks) if kind is not int else [((), "does not move over the run")]
-    return _check_number(value, marks)
+    return _check_ramp(value, marks) if isinstance(value, Mapping) else _check_number(value, marks)
 
 
 def _check_number(value: Any, marks: Iterable[Any]) -> list[Problem]:

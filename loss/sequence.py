@@ -77,7 +77,7 @@ class _TokenLogProbs(torch.autograd.Function):
         found = hidden.new_empty(len(hidden), dtype=products.exact)
         with torch.autocast(kind, enabled=False):
             for part, logits in products.chunks(size):
-                log_p = torch.log_softmax(head.cap(logits), 1, dtype=products.exact)
+                log_p = head.cap(logits.to(products.exact)).log_softmax(1)
                 found[part] = log_p.gather(1, ids[part].unsqueeze(1)).squeeze(1)
         return found
 
@@ -120,13 +120,11 @@ def _softmax_minus_target(products: Products, logits: Tensor, ids: Tensor) -> Te
     """The gradient of -log p(target) by the logits (C, V) before the softcap, in the dtype of sums."""
     capped = products.head.softcap is not None
     with torch.set_grad_enabled(capped):
-        before = logits.detach().requires_grad_(capped)
+        before = logits.detach().to(products.exact).requires_grad_(capped)
         after = products.head.cap(before)
-    d_logits = torch.softmax(after.detach(), 1, dtype=products.exact)
+    d_logits = after.detach().softmax(1)
     d_logits.scatter_add_(1, ids, d_logits.new_full(ids.shape, -1.0))
-    if capped:
-        d_logits = torch.autograd.grad(after, before, d_logits.to(after.dtype))[0].to(products.exact)
-    return d_logits
+    return torch.autograd.grad(after, before, d_logits)[0] if capped else d_logits
 
 
 def sequence_log_probs(per_token: Tensor, targets: Tensor, *, average: bool = False) -> Tensor:

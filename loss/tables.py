@@ -19,12 +19,12 @@ def load_prior(name: str, vocab_size: int, counts: Tensor | None) -> Tensor:
         return torch.full((vocab_size,), 1 / vocab_size, dtype=torch.float64)
     if name == "unigram":
         if counts is None:
-            raise ValueError("loss: prior unigram needs the corpus counts: build_objective(counts=...)")
+            raise ValueError("unigram needs the corpus counts: build_objective(counts=...)")
         weights = counts.detach().cpu().double() + 1
     else:
         weights = load_table(name, File(dims=1), vocab_size)
     if not float(weights.sum()) > 0:
-        raise ValueError(f"loss: prior {name} is 0 everywhere")
+        raise ValueError(f"{name} is 0 everywhere")
     return weights / weights.sum()
 
 

@@ -18,7 +18,7 @@ it. Written with operators and tensor methods alone, so that a config can be che
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -327,6 +327,9 @@ def check(config: LossConfig) -> list[Problem]:
         plugin = len(named) == 1 and is_plugin(next(iter(named)))
         found = check_plugin(*next(iter(named.items()))) if plugin else check_named(named, known, what)
         problems += [((*place, *path), message) for path, message in found]
+    if config.chunk != "auto":
+        problems += [(("chunk", *path), text) for path, text in check_value(Annotated[int, Ge(1)], config.chunk)]
+    problems += [(("fused", *path), text) for path, text in check_value(Literal["auto", "on", "off"], config.fused)]
     for i, value in enumerate(config.ahead):
         problems += [(("ahead", i, *path), text) for path, text in check_value(Coefficient, value)]
     return problems

@@ -151,7 +151,7 @@ CROSS = {
     "run.name=7": 'run.name: 7 is not text (not empty); write "7"',
     "run={name: x, device: cpu, seed: -1}": "run.seed: -1 is not an integer >= 0",
     "loss.add=z": "loss.add: 'z' is not a list of mappings; write [z]",
-    "loss.base={ce: {}, z: {}}": "loss.base: takes exactly one term, not 2: ce, smooth, z",
+    "loss.base={ce: {}, z: {}}": "loss.base: takes exactly one loss term, not 2: ce, z",
     "loss.fused=true": "loss.fused: true is not auto, on or off; write on",
     "optim=null": "",
     "optim.grad_clip=null": "",

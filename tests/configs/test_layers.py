@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import load, to_tree
+from configs import dump, load, to_tree
 from tests.configs.helpers import BASE, errors
+
+LOSS = {
+    "base": {"ce": {}}, "add": [], "weights": [], "logits": [], "ahead": [], "teacher": None, "fused": "auto",
+    "chunk": "auto",
+}  # fmt: skip
 
 
 def write(folder: Path, **files: str) -> None:
@@ -129,9 +134,30 @@ def test_another_member_of_a_one_of_replaces(tmp_path: Path) -> None:
     byte = {"train": None, "file": None, "level": "byte"}
     assert tree("data.tokenizer.level=byte")["data"]["tokenizer"] == byte
     assert tree("data.tokenizer=byte")["data"]["tokenizer"] == byte
-    assert tree("loss.base=ce")["loss"] == {"base": {"ce": {}}, "add": [{"z": {}}], "fused": "off"}
+    assert tree("loss.base=ce")["loss"] == LOSS | {"add": [{"z": {}}], "fused": "off"}
     assert tree("loss.base.smooth.eps=0.3")["loss"]["base"] == {"smooth": {"eps": 0.3}}
-    assert tree("loss=ce")["loss"] == {"base": {"ce": {}}, "add": [], "fused": "off"}
+    assert tree("loss=ce")["loss"] == LOSS | {"fused": "off"}
+    assert tree("loss.weights=[position]", "loss.ahead=[0.5]", "loss=ce")["loss"] == LOSS | {"fused": "off"}
+
+
+def test_files_of_a_loss_are_looked_for_beside_the_config_that_names_them(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text("def poly(lp, *, e1=1.0):\n    return -lp\n")
+    (tmp_path / "elsewhere" / "two.py").write_text("def two(lp):\n    return -lp\n")
+    loss = "loss: {base: {'mine.py:poly': {e1: 2}}, weights: [{classes: {file: w.json}}]}\n"
+    (tmp_path / "sub" / "base.yaml").write_text(BASE + loss)
+    (tmp_path / "a.yaml").write_text("extends: sub/base.yaml\nloss: {add: [{smooth: {prior: unigram}}, {noise: {prior: p.npy}}]}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = load(tmp_path / "a.yaml", ["loss.logits=[{adjust: {prior: q.npy}}]"])
+    here = tmp_path.resolve()
+    assert config.loss.base == {f"{here}/sub/mine.py:poly": {"e1": 2}}
+    assert config.loss.weights == ({"classes": {"file": f"{here}/sub/w.json"}},)
+    assert config.loss.add == ({"smooth": {"prior": "unigram"}}, {"noise": {"prior": f"{here}/p.npy"}})
+    assert config.loss.logits == ({"adjust": {"prior": f"{here}/elsewhere/q.npy"}},)
+    assert load(tmp_path / "a.yaml", ["loss.base={'two.py:two': {}}"]).loss.base == {f"{here}/elsewhere/two.py:two": {}}
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(tmp_path / "again.yaml") == config
 
 
 def test_two_members_in_one_layer_are_an_error(tmp_path: Path) -> None:
@@ -155,7 +181,7 @@ def test_sources_and_mixture_are_replaced_whole_but_reached_into_by_dots(tmp_pat
 def test_short_forms(tmp_path: Path, short: str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(BASE + short + "\n")
-    assert to_tree(load(path))["loss"] == {"base": {"ce": {}}, "add": [], "fused": "auto"}
+    assert to_tree(load(path))["loss"] == LOSS
 
 
 def test_values_of_overrides_are_yaml(tmp_path: Path) -> None:
