@@ -47,6 +47,27 @@ def pick_device(name: str, place: Place) -> torch.device:
     return torch.device(name)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One rank's ids of a vocabulary that is split over all ranks, with the collectives that a loss needs for it.
+
+    Both work in place: what they return is their argument.
+    """
+
+    start: int
+    """First id."""
+    stop: int
+    """One more than the last id."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+
 class Ranks:
     """The processes of a run. With one process every method is the identity and costs nothing."""
 
@@ -80,6 +101,12 @@ class Ranks:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.to(tensor.device)
+
+    def shard(self, vocab_size: int) -> Shard | None:
+        """This rank's part of a vocabulary split over the ranks, as evenly as it goes; None with one process."""
+        if self.world_size == 1:
+            return None
+        return Shard(vocab_size * self.rank // self.world_size, vocab_size * (self.rank + 1) // self.world_size)
 
     def all_true(self, flag: Tensor) -> Tensor:
         """Whether the boolean scalar `flag` is true on every rank; stays on the device."""
