@@ -90,9 +90,8 @@ class Learner:
                     extra["teacher_hidden"] = self.teacher(batch.tokens, positions_of(batch), logits=False)
                 extra["teacher_head"] = Head(self.teacher.head_weight)
             hidden = self.module(batch.tokens, positions_of(batch), logits=False)
-            return self.objective(
-                hidden, Head(self.model.head_weight), batch.targets, batch.weights, extra=extra, **options
-            )
+            weights = batch.weights if batch.weighted else None
+            return self.objective(hidden, Head(self.model.head_weight), batch.targets, weights, extra=extra, **options)
 
     def score(self, batch: Batch, *, detail: bool = False) -> LossOutput:
         """Each target's nll, without gradients; with `detail` what costs another pass over the vocabulary."""
@@ -185,6 +184,8 @@ def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) ->
     if ("teacher_logits" in objective.reads) != (config.loss.teacher is not None):
         some, none = "a term reads a teacher's logits", "no term reads a teacher's logits"
         raise ValueError(f"loss.teacher: {none if config.loss.teacher else f'{some}; name a run'}")
+    if config.loss.ahead and not config.data.pack.document_mask:
+        raise ValueError("loss.ahead: needs data.pack.document_mask, which tells where a document ends in its row")
     return objective
 
 

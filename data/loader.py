@@ -5,8 +5,8 @@ B rows of a micro-batch   T context   W ranks
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,17 +40,20 @@ class Batch:
     """int64 (B,): index into the source names."""
     single_document: bool
     """Plain causal attention is right: no row holds two documents, or the document mask is off."""
+    weighted: bool = False
+    """Some target has another weight than 1; told here so that nobody needs to look on the device."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch elsewhere; from pinned memory the copy does not block."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single_document"}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()}
-        return Batch(**moved, single_document=self.single_document)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same batch in pinned memory."""
-        pinned = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "single_document"}
-        return Batch(**{name: t.pin_memory() for name, t in pinned.items()}, single_document=self.single_document)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(x) for name, x in tensors.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -217,4 +220,5 @@ class _Rows:
             "bytes": self.bytes_of[np.where(valid, targets, len(self.bytes_of) - 1)],
             "source": source,
         }
-        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, single_document=single)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(**tensors, single_document=single)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from .config import LossConfig
 from .detail import decile_of, detail_sums, worst
 from .fused import fused
 from .head import Head
+from .liger import liger, serves
 from .measure import PER_ROW_DETAIL, Measure, Use
 from .registry import Part, check_options, hint, is_file, value_at
 from .rows import IGNORE, Rows, Selection, select
@@ -209,6 +210,10 @@ class Objective:
         picked = call.chosen.pick(hidden)
         if self.config.fused == "off" and head.shard is None:
             loss, values = _reference(call, head.logits(picked))
+        elif (
+            self.config.fused == "auto" and not (detail or per_token) and serves(call.measure, head, call.rows, picked)
+        ):
+            loss, values = liger(picked, head, call.rows)
         else:
             chunk = None if self.config.chunk == "auto" else self.config.chunk
             loss, values = fused(call.measure, picked, head, call.rows, chunk=chunk, detail=detail)

@@ -27,6 +27,7 @@ HOMES = {  # third party -> the places that may import it; tests and benchmarks 
     "transformers": set(),
     "safetensors": {"model/", "trainer/checkpoint.py"},
     "tqdm": {"data/", "trainer/"},
+    "liger_kernel": {"loss/liger.py", "scripts/bench_contest.py"},
 }
 
 

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs import dump, load, to_tree
 from tests.configs.helpers import BASE, errors
 
-LOSS = {
+LOSS: dict[str, Any] = {
     "base": {"ce": {}}, "add": [], "weights": [], "logits": [], "ahead": [], "teacher": None, "fused": "auto",
     "chunk": "auto",
 }  # fmt: skip
@@ -147,7 +148,9 @@ def test_files_of_a_loss_are_looked_for_beside_the_config_that_names_them(tmp_pa
     (tmp_path / "elsewhere" / "two.py").write_text("def two(lp):\n    return -lp\n")
     loss = "loss: {base: {'mine.py:poly': {e1: 2}}, weights: [{classes: {file: w.json}}]}\n"
     (tmp_path / "sub" / "base.yaml").write_text(BASE + loss)
-    (tmp_path / "a.yaml").write_text("extends: sub/base.yaml\nloss: {add: [{smooth: {prior: unigram}}, {noise: {prior: p.npy}}]}\n")
+    (tmp_path / "a.yaml").write_text(
+        "extends: sub/base.yaml\nloss: {add: [{smooth: {prior: unigram}}, {noise: {prior: p.npy}}]}\n"
+    )
     monkeypatch.chdir(tmp_path / "elsewhere")
     config = load(tmp_path / "a.yaml", ["loss.logits=[{adjust: {prior: q.npy}}]"])
     here = tmp_path.resolve()

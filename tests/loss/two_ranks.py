@@ -31,9 +31,8 @@ def vocabulary_split(objective: Objective, ranks: Ranks, what: str) -> None:
     problem.targets[problem.targets == 8] = 2
     problem.targets[0, 0] = V - 1
     whole = [problem.hidden, problem.weight, bias.requires_grad_()]
-    wanted = objective(
-        whole[0], Head(*whole[1:]), problem.targets, problem.weights, extra=problem.extra, per_token=True
-    )
+    head = Head(problem.weight, bias)
+    wanted = objective(problem.hidden, head, problem.targets, problem.weights, extra=problem.extra, per_token=True)
     d_hidden, d_weight, d_bias = torch.autograd.grad(wanted.loss, whole)
 
     shard = ranks.shard(V)
