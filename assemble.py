@@ -18,7 +18,7 @@ from data import Batch, Loader, Prepared, lookup, prepare
 from durable import STATE
 from eval import evaluate, score_sources
 from learner import Learner, build_learner, fold_seed, rows_per_step
-from loss import metrics
+from loss import WORST, LossOutput, metrics, reliability
 from model import eval_mode, generate, load_model, save_model
 from trainer import checkpoint, memory
 from trainer.distributed import Place, Ranks
@@ -26,6 +26,7 @@ from trainer.schedule import parse_tokens, steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
 SAMPLE_TEMPERATURE = 0.8
+CONTEXT_TOKENS = 12  # shown before a target that was hard to predict
 
 
 @dataclass
@@ -150,6 +151,35 @@ class Parts:
             return each["nll"], each["correct"]
 
         return score, self.loader.validation(max_tokens, learner.micro_rows), self.data.source_names
+
+    def detail(self) -> dict[str, Any]:
+        """What the metrics hide, over all validation rows; on one process.
+
+        `means` as `loss.metrics` names them, `reliability` [(confidence, accuracy, targets)], and the `worst` targets:
+        [{nll, target, context}] as text.
+        """
+        learner, data = self.learner, self.data
+        sums: dict[str, Tensor] = {}
+        worst: list[dict[str, Any]] = []
+        with eval_mode(learner.model):
+            for batch in self.loader.validation(None, learner.micro_rows):
+                out = learner.score(batch.to(learner.device), detail=True)
+                sums = {name: sums[name] + x if sums else x for name, x in out.sums.items()}
+                worst = sorted(worst + self._worst(batch, out), key=lambda row: -row["nll"])[:WORST]
+        for row in worst:
+            row["target"], row["context"] = data.tokenizer.decode(row["target"]), data.tokenizer.decode(row["context"])
+        return {"means": metrics(sums), "reliability": reliability(sums), "worst": worst}
+
+    def _worst(self, batch: Batch, out: LossOutput) -> list[dict[str, Any]]:
+        """The targets of a batch with the largest nll, each with the ids before it in its document."""
+        assert out.worst is not None
+        found = []
+        for nll, index in zip(out.worst["nll"].tolist(), out.worst["index"].tolist(), strict=True):
+            row, place = divmod(index, batch.targets.shape[1])
+            first = place - min(int(batch.positions[row, place]), CONTEXT_TOKENS)
+            context = batch.tokens[row, first : place + 1].tolist()
+            found.append({"nll": nll, "target": [int(batch.targets[row, place])], "context": context})
+        return found
 
     def samples(self) -> list[dict[str, str]]:
         """On rank 0, a text for each configured prompt; always from one seed, so that steps can be compared."""

@@ -1,7 +1,7 @@
 """A model with what makes it learn: the objective, the optimizers, the precision, and how many rows fit at once."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from configs import RunConfig
 from data import Batch, Prepared, load_tokenizer
-from loss import Head, LossOutput, Objective, build_objective, chunk_rows
+from loss import Head, LossConfig, LossOutput, Objective, build_objective, chunk_rows
 from model import ModelConfig, Transformer, load_model
 from trainer import memory
 from trainer.distributed import Ranks
@@ -138,6 +138,7 @@ def build_learner(
 
     Without `data`, for an estimate, every id counts as seen equally often.
     """
+    plain = LossConfig(fused=config.loss.fused, chunk=config.loss.chunk)
     decided = auto if auto and auto["device"] == device.type else {}
     train = config.train
     model = make_model(config.model, vocab_size, config.run.seed).to(device)
@@ -157,7 +158,7 @@ def build_learner(
         model=model,
         module=ranks.wrap(model),
         objective=make_objective(config, vocab_size, data),
-        plain=build_objective({"fused": config.loss.fused, "chunk": config.loss.chunk}, vocab_size=vocab_size),
+        plain=training_loss(replace(config, loss=plain), vocab_size, data),
         teacher=make_teacher(config, data, device),
         optimizers=Optimizers(
             dict(model.named_parameters()),
@@ -170,14 +171,19 @@ def build_learner(
     )
 
 
-def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
-    """The training objective. Raises ValueError when it reads what training does not have."""
+def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
+    """The loss of a config; without a corpus every id counts as seen equally often."""
 
     def counts() -> Tensor:
         return torch.ones(vocab_size) if data is None else torch.from_numpy(data.token_counts())
 
     names = data.source_names if data else tuple(config.data.sources)
-    objective = build_objective(config.loss, vocab_size=vocab_size, counts=counts, sources=names)
+    return build_objective(config.loss, vocab_size=vocab_size, counts=counts, sources=names)
+
+
+def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
+    """The training objective. Raises ValueError when it reads what training does not have, or a plugin is wrong."""
+    objective = training_loss(config, vocab_size, data)
     missing = sorted(objective.reads - {"source", "position", "teacher_logits"})
     if missing:
         raise ValueError(f"loss: a term reads {missing[0]}, which training does not have")
@@ -186,7 +192,20 @@ def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) ->
         raise ValueError(f"loss.teacher: {none if config.loss.teacher else f'{some}; name a run'}")
     if config.loss.ahead and not config.data.pack.document_mask:
         raise ValueError("loss.ahead: needs data.pack.document_mask, which tells where a document ends in its row")
+    if objective.plugins:
+        check_plugins(objective)
     return objective
+
+
+def check_plugins(objective: Objective) -> None:
+    """A short proof at every start. Raises ValueError for a loss from a user's file that fails it."""
+    from loss.proof import QUICK, prove
+
+    for verdict in prove(objective, QUICK):
+        if not verdict.ok:
+            files = ", ".join(objective.plugins)
+            told = f"{verdict.name}: {verdict.detail}; python -m scripts.check_loss CONFIG tells more"
+            raise ValueError(f"loss: {files} fails a check ({told})")
 
 
 def make_teacher(config: RunConfig, data: Prepared | None, device: torch.device) -> Transformer | None:

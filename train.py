@@ -254,7 +254,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     import torch
 
     from trainer.checkpoint import go_on_from
-    from trainer.rundir import append_line, environment
+    from trainer.rundir import append_line, environment, keep_copies
 
     go_on_from(path, state.step, state.best_step)
     if state.step:
@@ -267,6 +267,10 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
         print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
     durable.atomic_write(path / "config.yaml", dump(config))
     learner = parts.learner
+    for line in keep_copies(path / "plugins", learner.objective.plugins):
+        if state.step:
+            print(f"changed: {line}", file=sys.stderr)
+            append_line(path / "changes.jsonl", {"step": state.step, "key": "loss plugin", "old": None, "new": line})
     extra = {
         "world_size": learner.ranks.world_size,
         "auto": learner.auto,

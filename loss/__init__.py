@@ -4,33 +4,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import LossConfig
+    from .detail import WORST
     from .fused import chunk_rows
     from .head import Head, Shard
     from .means import metrics, reliability
     from .objective import LossOutput, Objective, build_objective
+    from .sequence import DPOOutput, bradley_terry, dpo, sequence_log_probs, token_log_probs
     from .terms import TERMS, TRANSFORMS, WEIGHTS, check, term, transform, weight
 
-_HOME = {
-    "LossConfig": "config",
-    "chunk_rows": "fused",
-    "Head": "head",
-    "Shard": "head",
-    "metrics": "means",
-    "reliability": "means",
-    "LossOutput": "objective",
-    "Objective": "objective",
-    "build_objective": "objective",
-    "TERMS": "terms",
-    "TRANSFORMS": "terms",
-    "WEIGHTS": "terms",
-    "check": "terms",
-    "term": "terms",
-    "transform": "terms",
-    "weight": "terms",
+_PUBLIC = {
+    "config": ("LossConfig",),
+    "detail": ("WORST",),
+    "fused": ("chunk_rows",),
+    "head": ("Head", "Shard"),
+    "means": ("metrics", "reliability"),
+    "objective": ("LossOutput", "Objective", "build_objective"),
+    "sequence": ("DPOOutput", "bradley_terry", "dpo", "sequence_log_probs", "token_log_probs"),
+    "terms": ("TERMS", "TRANSFORMS", "WEIGHTS", "check", "term", "transform", "weight"),
 }
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = [
-    "TERMS", "TRANSFORMS", "WEIGHTS", "Head", "LossConfig", "LossOutput", "Objective", "Shard", "build_objective",
-    "check", "chunk_rows", "metrics", "reliability", "term", "transform", "weight",
+    "TERMS", "TRANSFORMS", "WEIGHTS", "WORST", "DPOOutput", "Head", "LossConfig", "LossOutput", "Objective", "Shard",
+    "bradley_terry", "build_objective", "check", "chunk_rows", "dpo", "metrics", "reliability", "sequence_log_probs",
+    "term", "token_log_probs", "transform", "weight",
 ]  # fmt: skip
 
 

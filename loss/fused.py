@@ -324,17 +324,31 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, *tensors: Tensor | None) -> Tensor:
-        inputs, gradients = tensors[:3], tensors[3:]
-        ctx.dtypes = [None if t is None else t.dtype for t in inputs]
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*tensors)
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # Not in place: the graph may be walked again.
-        made = [
-            None if gradient is None else (gradient * upstream).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        with torch.no_grad():  # not in place: the graph may be walked again
+            pairs = zip(gradients, inputs, strict=True)
+            made = [None if gradient is None else (gradient * upstream).to(t.dtype) for gradient, t in pairs]
+        if torch.is_grad_enabled():  # someone may want to differentiate again
+            made = [None if gradient is None else Once.apply(gradient, upstream, *inputs) for gradient in made]
         return None, *made, None, None, None
+
+
+class Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated by anything that it was made of.
+
+    torch's `once_differentiable` refuses only where the upstream gradient depends on something, and otherwise passes
+    for a constant: a penalty on the gradient would silently be wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *made_of: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        raise RuntimeError("a fused loss is differentiable once; loss.fused: off can be differentiated again")

@@ -89,6 +89,8 @@ class Objective:
         self.config, self.vocab_size = config, vocab_size
         self.sources = tuple(sources)
         self._counts = counts
+        self.plugins: dict[str, str] = {}
+        """sha256 of each file that parts were loaded from."""
         self._priors: dict[str, Tensor] = {}
         self._tables: dict[str, Tensor] = {}
         self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
@@ -105,7 +107,11 @@ class Objective:
     def _known(self, named: Mapping[str, Any], known: Mapping[str, Part], key: str) -> tuple[Part, dict[str, Any]]:
         """A part with its options; the files that they name are read."""
         ((name, given),) = named.items()
-        part = known[name] if name in known else plugins.load(name, 1.0 if known is TERMS else None)
+        if name in known:
+            part = known[name]
+        else:
+            part = plugins.load(name, 1.0 if known is TERMS else None)
+            self.plugins |= plugins.digest(name)
         if problems := check_options(part, given):
             raise ValueError("; ".join(f"loss.{key}.{name}.{'.'.join(map(str, p))}: {m}" for p, m in problems))
         options = {**{k: v for k, v in part.options.items() if v is not inspect.Parameter.empty}, **given}

@@ -65,6 +65,7 @@ def load(name: str, coef: float | None) -> Part:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def digest(name: str) -> str:
-    """sha256 of a plugin's file."""
-    return hashlib.sha256(split(name)[0].read_bytes()).hexdigest()
+def digest(name: str) -> dict[str, str]:
+    """A plugin's file and its sha256."""
+    path = split(name)[0]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import Products, chunk_rows
+from .fused import Once, Products, chunk_rows
 from .head import Head
 from .rows import IGNORE, Selection
 
@@ -96,24 +96,8 @@ class _TokenLogProbs(torch.autograd.Function):
             pairs = zip(products.gradients(), inputs, strict=False)
             made = [None if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in pairs]
         if torch.is_grad_enabled():  # someone may want to differentiate again
-            made = [None if gradient is None else _Once.apply(gradient, upstream, *inputs[:3]) for gradient in made]
+            made = [None if gradient is None else Once.apply(gradient, upstream, *inputs[:3]) for gradient in made]
         return *made, None, None, None
-
-
-class _Once(torch.autograd.Function):
-    """A gradient that refuses to be differentiated by anything that it was made of.
-
-    torch's `once_differentiable` refuses only where the upstream gradient depends on something, and otherwise passes
-    for a constant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *made_of: Tensor | None) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        raise RuntimeError("token_log_probs is differentiable once: its gradient has no gradient")
 
 
 def _softmax_minus_target(products: Products, logits: Tensor, ids: Tensor) -> Tensor:

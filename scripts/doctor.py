@@ -46,10 +46,11 @@ def checks() -> Iterator[tuple[bool, str, str]]:
     yield free > 2, "disk", f"{free:.0f} GiB free here (the default run needs about 1)"
 
 
-def dependencies() -> list[str]:
-    """Names of the packages that Thimble needs, from pyproject.toml."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [re.split(r"[<>=!~ \[]", line)[0] for line in declared]
+def dependencies(*extras: str) -> list[str]:
+    """Names of the packages that Thimble needs, and that `extras` add, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    added = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return [re.split(r"[<>=!~ \[]", line)[0] for line in [*project["dependencies"], *added]]
 
 
 def _ours(name: str) -> bool:

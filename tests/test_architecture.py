@@ -84,7 +84,7 @@ def test_third_parties_live_in_their_homes(path: Path):
 
 
 def test_every_import_is_declared():
-    ours = {d.replace("-", "_").lower() for d in dependencies()} | {"torch"}
+    ours = {d.replace("-", "_").lower() for d in dependencies("liger")} | {"torch"}
     distributions = packages_distributions()
     for path in PRODUCT:
         for name in {n.partition(".")[0] for n in imports(path)} - OURS - sys.stdlib_module_names:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -107,3 +107,15 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def keep_copies(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Copy files, given with their sha256, into `folder`; returns those that it did not have, a few words each."""
+    new = []
+    for name, digest in files.items():
+        kept = folder / f"{digest[:12]}_{Path(name).name}"
+        if not kept.exists():
+            folder.mkdir(exist_ok=True)
+            atomic_write(kept, Path(name).read_bytes())
+            new.append(f"{name} ({digest[:12]})")
+    return new

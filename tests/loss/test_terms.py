@@ -324,7 +324,7 @@ def test_a_teacher_is_given_by_hidden_states_and_head_too(tmp_path):
         parts = o(p.hidden, p.weight, p.targets, extra={"teacher_hidden": other, "teacher_head": head})
         torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-13, atol=0)
         same = o(p.hidden, p.weight, p.targets, extra={"teacher_hidden": p.hidden, "teacher_head": p.weight})
-        assert float(same.loss) == pytest.approx(0, abs=1e-12)
+        assert same.loss.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_all_of_the_vocabulary_is_no_top_k(tmp_path):
