@@ -204,7 +204,8 @@ def _open(name: str) -> Document:
 
 def _missing_file(name: str) -> str:
     recipes = [os.path.relpath(path) for path in sorted(RECIPES.glob("*.yaml"))]
-    by_stem = {os.path.basename(path).removesuffix(".yaml"): path for path in recipes}
+    every = [os.path.relpath(path) for path in sorted(RECIPES.rglob("*.yaml"))]
+    by_stem = {os.path.basename(path).removesuffix(".yaml"): path for path in every}
     stem = os.path.basename(name).removesuffix(".yaml")
     near = hint(stem, by_stem) if stem not in by_stem else f" — did you mean {by_stem[stem]!r}?"
     shown = name if name.isprintable() else ascii(name)

@@ -28,7 +28,7 @@ def expand(tree: dict[str, Any]) -> dict[str, Any]:
     tree = {k: {} if v is None and k in SECTIONS else v for k, v in tree.items()}
     loss, data = tree.get("loss"), tree.get("data")
     if isinstance(loss, str):
-        tree["loss"] = {"base": {loss: {}}, "add": []}
+        tree["loss"] = {"base": {loss: {}}, **{key: [] for key in LISTS}, "ahead": [], "teacher": None}
     elif isinstance(loss, dict):
         tree["loss"] = loss | {
             key: (_term if key == "base" else _terms)(loss[key]) for key in ("base", *LISTS) if key in loss

@@ -14,9 +14,10 @@ The factor r goes to the D-wide side of each product, and c u is of rank one: th
 and a scatter. Other terms get dx from autograd on the chunk; the rest is the same.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,25 @@ _MIN_ROWS, _MAX_ROWS = 512, 4096
 _BLOCK = 4096  # rows of the weight's gradient that are added at once: their bf16 product stays in the cache
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a function out of `torch.compile`: it takes gradients while it runs, which a graph cannot hold.
+
+    As `torch.compiler.disable`, which starts the compiler on import.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **options)
+        return function(*args, **options)
+
+    return run
+
+
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """Rows of a chunk, a power of two."""
     budget = _CPU_BYTES if device.type == "cpu" else _DEVICE_BYTES
@@ -40,7 +60,7 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return min(max(1 << (rows.bit_length() - 1), _MIN_ROWS), _MAX_ROWS)
 
 
-@torch.compiler.disable
+@eager
 def fused(
     measure: Measure, hidden: Tensor, head: Head, rows: Rows, *, chunk: int | None = None, detail: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:

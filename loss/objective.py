@@ -23,7 +23,7 @@ from .fused import fused
 from .head import Head
 from .liger import liger, serves
 from .measure import PER_ROW_DETAIL, Measure, Use
-from .registry import Part, check_options, hint, is_file, value_at
+from .registry import File, Ids, Part, check_options, hint, marked, value_at
 from .rows import IGNORE, Rows, Selection, select
 from .tables import load_prior, load_table
 from .terms import TERMS, TRANSFORMS, WEIGHTS, check
@@ -129,10 +129,12 @@ class Objective:
         return part, options
 
     def _read(self, part: Part, option: str, value: Any) -> None:
-        """Read the file or make the prior that an option names, if it names one."""
-        mark = is_file(part.hints[option])
-        if mark and value not in self._tables:
+        """Read the file or make the prior that an option names, and check ids; most options are none of these."""
+        hint_of = part.hints[option]
+        if (mark := marked(hint_of, File)) and value not in self._tables:
             self._tables[value] = load_table(value, mark, self.vocab_size)
+        if marked(hint_of, Ids) and (strange := [i for i in value if i >= self.vocab_size]):
+            raise ValueError(f"{strange[0]} is no id of a vocabulary of {self.vocab_size}")
         if option != "prior":
             return
         if value not in self._priors:
@@ -170,7 +172,7 @@ class Objective:
 
         def use(part: Part, options: Mapping[str, Any]) -> Use:
             now = {name: value_at(value, progress) for name, value in options.items()}
-            now = {name: here[value] if is_file(part.hints[name]) else value for name, value in now.items()}
+            now = {name: here[value] if marked(part.hints[name], File) else value for name, value in now.items()}
             coef, prior = now.pop("coef", 1.0), now.pop("prior", None)
             return Use(part.name, part, now, coef, prior)
 

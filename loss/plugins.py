@@ -25,8 +25,11 @@ def split(name: str) -> tuple[Path, str]:
     return Path(file), function
 
 
-def check_plugin(name: str, options: Mapping[str, Any]) -> list[Problem]:
-    """What can be seen to be wrong with a plugin without running it: file, syntax, function, names of options."""
+def check_plugin(name: str, options: Mapping[str, Any], *, scaled: bool) -> list[Problem]:
+    """What can be seen to be wrong with a plugin without running it: file, syntax, function, names of options.
+
+    `scaled`: it is a term, and has a coefficient.
+    """
     path, function = split(name)
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
@@ -40,7 +43,7 @@ def check_plugin(name: str, options: Mapping[str, Any]) -> list[Problem]:
     arguments = found[function].args
     known = [argument.arg for argument in arguments.kwonlyargs]
     reads = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args)}
-    known += ["coef", *(["prior"] if reads & {"lu", "ut", "log_u"} else [])]
+    known += [*(["coef"] if scaled else []), *(["prior"] if reads & {"lu", "ut", "log_u"} else [])]
     return [
         ((name, option), f"{function} has no option {option!r}{hint(option, known)}")
         for option in options

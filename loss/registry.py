@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
+M = TypeVar("M")
 Place = tuple[str | int, ...]
 Problem = tuple[Place, str]
 
@@ -37,6 +38,16 @@ class File:
 
     dims: int
     simplex: bool = False  # each row is a distribution
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Marks an option that names a distribution over the vocabulary: one of `PRIORS`, or a file."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Marks an option that lists ids of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,9 @@ def describe(function: Callable[..., Any], coef: float | None = None) -> Part:
     if coef is not None:
         options["coef"], hints["coef"] = coef, Coefficient
     if part.needs_prior:
-        options["prior"], hints["prior"] = "uniform", Annotated[str, "prior"]
+        # Where the prior's logarithm is read, a uniform one would say nothing.
+        options["prior"] = "unigram" if "log_u" in reads else "uniform"
+        hints["prior"] = Annotated[str, Prior()]
     return part
 
 
@@ -219,10 +232,10 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def is_file(annotation: Any) -> File | None:
-    """The mark of an option that names a file."""
+def marked(annotation: Any, kind: type[M]) -> M | None:
+    """The mark of a kind that an option's annotation bears, such as `File`."""
     marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((mark for mark in marks if isinstance(mark, File)), None)
+    return next((mark for mark in marks if isinstance(mark, kind)), None)
 
 
 def resolve_paths(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:

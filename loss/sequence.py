@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import Once, Products, chunk_rows
+from .fused import Once, Products, chunk_rows, eager
 from .head import Head
 from .rows import IGNORE, Selection
 
 
-@torch.compiler.disable
+@eager
 def token_log_probs(hidden: Tensor, head: Head | Tensor, targets: Tensor, *, chunk: int | None = None) -> Tensor:
     """log p(target) in nats, in the shape of the targets: 0 where there is none, differentiable for each token.
 

@@ -24,7 +24,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from .config import LossConfig
 from .plugins import check_plugin, is_plugin
-from .registry import BySource, Coefficient, File, Part, Problem, check_named, check_value, describe
+from .registry import BySource, Coefficient, File, Ids, Part, Problem, check_named, check_value, describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +158,7 @@ def unlikelihood(
     target: "Tensor",
     negatives: "Tensor | None" = None,
     *,
-    ids: tuple[Annotated[int, Ge(0)], ...] = (),
+    ids: Annotated[tuple[Annotated[int, Ge(0)], ...], Ids()] = (),
 ) -> "Tensor":
     """Unlikelihood (Welleck et al. 2020, arXiv:1908.04319), -sum log(1 - p(c)) over `ids` and the caller's `negatives` (N, K), -100 for none."""  # noqa: E501
     chosen = target.new_tensor(ids).expand(len(target), -1)
@@ -325,7 +325,11 @@ def check(config: LossConfig) -> list[Problem]:
     ]
     for place, named, known, what in places:
         plugin = len(named) == 1 and is_plugin(next(iter(named)))
-        found = check_plugin(*next(iter(named.items()))) if plugin else check_named(named, known, what)
+        found = (
+            check_plugin(*next(iter(named.items())), scaled=known is TERMS)
+            if plugin
+            else check_named(named, known, what)
+        )
         problems += [((*place, *path), message) for path, message in found]
     if config.chunk != "auto":
         problems += [(("chunk", *path), text) for path, text in check_value(Annotated[int, Ge(1)], config.chunk)]

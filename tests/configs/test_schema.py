@@ -13,7 +13,7 @@ from configs.schema import SECTIONS, TAGS, tag_of
 from configs.strict_yaml import parse
 from tests.configs.helpers import BASE, conforms
 
-RECIPES = sorted(Path("configs").glob("*.yaml"))
+RECIPES = sorted(Path("configs").rglob("*.yaml"))
 
 
 def test_every_field_has_exactly_one_tag() -> None:
@@ -83,7 +83,8 @@ def test_schema_json_is_in_step() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes(recipe: Path, tmp_path: Path) -> None:
     text = recipe.read_text()
-    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    up = "../" * (len(recipe.parts) - 2)
+    assert text.startswith(f"# yaml-language-server: $schema={up}schema.json\n")
     for word in ("command", "hardware", "time", "expect"):
         assert f"\n# {word} " in text, f"the header does not say {word}"
     schema = json_schema()

@@ -249,6 +249,8 @@ def test_metrics_are_ratios_of_sums():
         ({"base": {"gce": {"q": {"liner": [0.5, 1]}}}}, "did you mean 'linear'?"),
         ({"base": {"transition": {}}}, "transition needs file"),
         ({"base": {"unlikelihood": {"ids": [1, -2]}}}, "loss.base.unlikelihood.ids.1: -2 is below 0"),
+        ({"base": {"unlikelihood": {"ids": [1, 3]}}}, "loss.base.unlikelihood.ids: 3 is no id of a vocabulary of 3"),
+        ({"base": "ce", "weights": ["frequency"]}, "unigram needs the corpus counts"),
         ({"base": "ce", "weights": [{"sources": {"by": {"web": "much"}}}]}, "by.web: 'much' is not a number"),
         ({"base": "ce", "weights": [{"sources": {"by": {"web": 2}}}]}, "no source 'web'; there are: none"),
         ({"base": "ce", "ahead": [0.5, -1]}, "loss.ahead.1: -1 is below 0"),

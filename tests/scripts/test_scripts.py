@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import durable
-from scripts import checkpoint, doctor, evaluate, generate, prepare, summary
-from tests.conftest import ROOT, Bench
+from scripts import bench, check_loss, checkpoint, doctor, evaluate, generate, losses, prepare, summary
+from tests.conftest import Bench
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +141,7 @@ def test_trackers_hold_every_row_of_a_run(bench: Bench, monkeypatch):
 
 
 def test_verbs_help_in_words(capsys):
-    for module in ("evaluate", "generate", "checkpoint", "summary", "prepare", "doctor"):
-        assert (ROOT / "scripts" / f"{module}.py").is_file()
-    for main in (evaluate.main, generate.main, checkpoint.main, summary.main, prepare.main):
+    for main in (v.main for v in (bench, check_loss, checkpoint, evaluate, generate, losses, prepare, summary)):
         with pytest.raises(SystemExit) as stop:
             main(["--help"])
         assert stop.value.code == 0 and "usage: python -m scripts." in capsys.readouterr().out

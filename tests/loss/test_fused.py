@@ -1,0 +1,221 @@
+"""What the fused head promises beyond the numbers: gradients that scale, repeat and freeze, precision, and no logits.
+
+N rows, D width, V vocabulary.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from loss import Head, build_objective, chunk_rows
+from loss.proof import Problem
+
+BOTH = pytest.mark.parametrize("fused", ["on", "off"])
+
+
+def objective(config="ce", v=11, **options):
+    config = {"base": config} if isinstance(config, str) else config
+    return build_objective({**config, "fused": "on", "chunk": 4, **options}, vocab_size=v)
+
+
+def test_an_upstream_factor_scales_and_a_second_backward_adds():
+    problem = Problem.random(objective(), 0)
+    once = problem.gradients(objective())[1:]
+    loss = problem.call(objective()).loss * 3
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    for leaf, gradient in zip(problem.leaves, once, strict=True):
+        torch.testing.assert_close(leaf.grad, 6 * gradient)
+
+
+@pytest.mark.parametrize("config", ["ce", {"base": {"smooth": {}}}, {"base": "confidence"}], ids=str)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(config):
+    o = objective(config)
+    whole = Problem.random(o, 1)
+    wanted = whole.gradients(o)[1:]
+    for frozen in range(3):
+        problem = Problem.random(o, 1)
+        problem.leaves[frozen].requires_grad_(False)
+        problem.call(o).loss.backward()
+        for i, leaf in enumerate(problem.leaves):
+            assert leaf.grad is None if i == frozen else torch.equal(leaf.grad, wanted[i])
+    with torch.no_grad():
+        out = whole.call(o)
+    assert not out.loss.requires_grad and float(out.loss) == pytest.approx(float(whole.gradients(o)[0]), rel=1e-14)
+
+
+def test_a_gradient_of_the_gradient_is_refused_and_the_reference_head_has_it():
+    h, w, t = torch.randn(6, 3, requires_grad=True), torch.randn(11, 3), torch.arange(6)
+
+    def penalized(o):
+        loss = o(h, w, t).loss
+        (gradient,) = torch.autograd.grad(loss, h, create_graph=True)
+        return torch.autograd.grad(loss + gradient.square().sum(), h)[0]
+
+    with pytest.raises(RuntimeError, match="loss.fused: off"):
+        penalized(objective())
+    assert penalized(objective(fused="off")).isfinite().all()
+
+
+def test_gradients_where_the_softmax_has_no_factor():
+    """ce + z/2 with lse = -1: the factor of p, 1 + 2 (1/2) lse, is 0, and the target's gradient is not."""
+    v = 11
+    hidden, weight = torch.ones(2, 1, dtype=torch.float64), torch.zeros(v, 1, dtype=torch.float64)
+    bias = torch.full((v,), -1 - math.log(v), dtype=torch.float64)
+    gradients = []
+    for fused in ("on", "off"):
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+        o = objective({"base": "ce", "add": [{"z": {"coef": 0.5}}]}, fused=fused)
+        gradients.append(torch.autograd.grad(o(leaves[0], Head(*leaves[1:]), torch.tensor([3, 4])).loss, leaves))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+    wanted = torch.zeros(v).double()
+    wanted[[3, 4]] = -0.5
+    torch.testing.assert_close(gradients[0][2], wanted)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.seen = max(self.seen, value.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["ce", {"base": {"smooth": {}}, "add": ["z"]}, {"base": "confidence"}, {"base": "ce", "logits": ["softcap"]}],
+    ids=str,
+)
+def test_no_tensor_of_rows_times_vocabulary_is_ever_made(config):
+    n, d, v = 64, 3, 500
+    h, w = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
+    t = torch.randint(0, v, (n,))
+    for options, bound in (({"chunk": 4}, 4 * v), ({"fused": "off"}, n * v)):
+        with Largest() as largest:
+            objective(config, v, **options)(h, w, t).loss.backward()
+        assert largest.seen == bound
+
+
+def test_masked_rows_cost_no_product():
+    """On a CPU rows without a target are left out before the product."""
+    h, w, t = torch.randn(64, 3), torch.randn(500, 3), torch.full((64,), -100)
+    t[:5] = 7
+    with Largest() as largest:
+        objective(v=500, chunk=64)(h, w, t)
+    assert largest.seen == 5 * 500
+
+
+def test_chunks_suit_the_caches():
+    sizes = [chunk_rows(v, torch.device("cpu")) for v in (64, 257, 4096, 10_000, 50_304, 10**7)]
+    assert sizes == [4096, 4096, 2048, 512, 512, 512]
+    assert chunk_rows(50_304, torch.device("cuda")) == 1024
+
+
+@BOTH
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_a_common_offset_of_the_logits_does_not_show(fused, eps):
+    """The loss is x_t - lse in exact numbers only: at 1e4, in fp32, that would leave three digits."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, 11), torch.randint(0, 11, (50,))
+    rounded = (logits + 1e4) - 1e4  # what is left of them next to the offset
+    o = objective({"base": {"smooth": {"eps": eps}}}, fused=fused)
+    identity = torch.eye(11)
+    moved = o(rounded, Head(identity, torch.full((11,), 1e4)), targets).loss
+    torch.testing.assert_close(moved, o(rounded, identity, targets).loss, rtol=2e-5 if eps == 0 else 3e-4, atol=0)
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [1.0, 40.0, 640.0])
+def test_bf16_logits_of_any_size(fused, scale):
+    """One set of bf16 logits serves loss and gradient: both are those of fp64 on these logits."""
+    torch.manual_seed(1)
+    exact = (torch.randn(40, 11) * scale).bfloat16()
+    targets = torch.randint(0, 11, (40,))
+    x, identity = exact.clone().requires_grad_(), torch.eye(11).bfloat16()
+    out = objective(fused=fused)(x, identity, targets, denom=1)
+    out.loss.backward()
+    double = exact.double().requires_grad_()
+    F.cross_entropy(double, targets, reduction="sum").backward()
+    assert out.loss.dtype == torch.float32
+    torch.testing.assert_close(x.grad.double(), double.grad, rtol=1e-2, atol=4e-3)
+    truth = F.cross_entropy(exact.double(), targets, reduction="sum")
+    assert float(out.loss) == pytest.approx(float(truth), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [4, 64])
+def test_the_weights_gradient_is_summed_in_fp32_over_chunks(chunks):
+    """Its error does not grow with the number of chunks, as it does in bf16."""
+    torch.manual_seed(2)
+    n, d, v = 1024, 16, 50
+    h, w, t = torch.randn(n, d), torch.randn(v, d, requires_grad=True), torch.randint(0, v, (n,))
+    truth = torch.autograd.grad(F.cross_entropy(h.double() @ w.double().T, t), w)[0].double()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = torch.autograd.grad(F.cross_entropy(F.linear(h, w), t), w)[0]
+        ours = torch.autograd.grad(objective(v=v, chunk=n // chunks)(h, w, t).loss, w)[0]
+    assert ours.dtype == torch.float32
+    assert (ours - truth).norm() <= 1.1 * (plain - truth).norm()
+
+
+@BOTH
+def test_autocast_leaves_fp64_alone(fused):
+    problem = Problem.random(objective(fused=fused), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = problem.gradients(objective(fused=fused))
+    torch.testing.assert_close(inside, problem.gradients(objective(fused=fused)), rtol=0, atol=0)
+
+
+@BOTH
+def test_one_batch_learned_by_heart(fused):
+    """With smoothing .1 over V = 10000 the loss ends at its floor, 1.2460, and nll at -ln(.90001)."""
+    v, n = 10_000, 4
+    torch.manual_seed(3)
+    targets = torch.arange(n)
+    hidden = torch.eye(n, dtype=torch.float64)
+    weight = torch.zeros(v, n, dtype=torch.float64, requires_grad=True)
+    o = objective({"base": {"smooth": {"eps": 0.1}}}, v, fused=fused)
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def step():
+        optimizer.zero_grad()
+        loss = o(hidden, weight, targets).loss
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
+    out = o(hidden, weight, targets)
+    assert float(out.loss) == pytest.approx(1.245993, abs=1e-5)
+    assert float(out.sums["nll"] / n) == pytest.approx(-math.log(0.90001), abs=1e-4)
+
+
+def compiled(backend):
+    torch.compiler.reset()
+    for config in ({"base": {"smooth": {}}, "add": ["z"]}, {"base": "confidence"}):
+        o = objective(config)
+        problem = Problem.random(o, 4, torch.float32)
+
+        def loss(hidden, weight, o=o, problem=problem):
+            return 2 * o((hidden * 2).tanh(), weight, problem.targets).loss
+
+        leaves = [problem.hidden, problem.weight]
+        ours, theirs = torch.compile(loss, backend=backend)(*leaves), loss(*leaves)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*(torch.autograd.grad(x, leaves) for x in (ours, theirs)))
+
+
+def test_it_stays_out_of_a_compiled_step():
+    compiled("aot_eager")
+
+
+@pytest.mark.soak
+def test_it_stays_out_of_a_step_compiled_by_inductor():
+    compiled("inductor")
