@@ -53,12 +53,13 @@ class Measure:
     @cached_property
     def whole(self) -> bool:
         """Whether something is read that a row's `VECTORS` do not tell, or the logits are changed."""
-        return bool(self.transforms) or any(use.part.whole for use in self.terms)
+        return bool(self.transforms) or any(use.part.whole for use in (*self.terms, *self.weights))
 
     @cached_property
     def mixed(self) -> list[str]:
         """Priors under which a mean of log p, or the target's share, is read."""
-        return sorted({use.prior for use in self.terms if use.prior and {"lu", "ut"} & set(use.part.reads)})
+        uses = (*self.terms, *self.weights)
+        return sorted({use.prior for use in uses if use.prior and {"lu", "ut"} & set(use.part.reads)})
 
     def of_logits(self, logits: Tensor, rows: Rows, *, detail: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss of each row (n,), differentiable, and its other numbers, each (n,) and detached.
@@ -99,6 +100,7 @@ class Measure:
             total = total + value
         weight = rows.weight
         fixed = {name: value.detach()[:, :1] for name, value in vectors.items()}
+        fixed |= {name: value.detach() for name, value in (whole or {}).items()}
         for use in self.weights:
             factor = use.part.function(**self._arguments(use, fixed, rows), **use.options).to(total.dtype)
             factor = factor.reshape(len(rows))

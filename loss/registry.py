@@ -25,6 +25,8 @@ Problem = tuple[Place, str]
 
 VECTORS = ("lp", "lse", "lu", "ut")
 """What a term can read that is one number a target: the closed-form gradient of the fused head covers these."""
+WHOLE = frozenset({"log_p", "logits"})
+"""What a term can read that is a number for each id: then autograd finds the gradient, a chunk at a time."""
 PRIORS = ("uniform", "unigram")
 SHAPES = ("linear", "cosine")
 LISTS = ("add", "weights", "logits")
@@ -74,8 +76,8 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether a term reads more of a row than the `VECTORS`."""
-        return not set(self.reads) <= {*VECTORS, "target"}
+        """Whether more of a row's logits is read than the `VECTORS`."""
+        return not WHOLE.isdisjoint(self.reads)
 
 
 def describe(function: Callable[..., Any], coef: float | None = None) -> Part:

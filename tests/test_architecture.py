@@ -23,7 +23,7 @@ HOMES = {  # third party -> the places that may import it; tests and benchmarks 
     "tiktoken": {"data/tokenizer.py"},
     "yaml": {"configs/"},
     "pydantic": {"configs/"},
-    "matplotlib": {"eval/"},
+    "matplotlib": {"eval/", "scripts/bench_picture.py"},
     "transformers": set(),
     "safetensors": {"model/", "trainer/checkpoint.py"},
     "tqdm": {"data/", "trainer/"},

@@ -1,0 +1,26 @@
+"""Benchmarks: `python -m scripts.bench NAME [options]`; without a name it lists them."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from configs import entry
+
+BENCHES = {"loss": ("scripts.bench_loss", "time and peak memory of the head and its loss, against other ways")}
+
+
+@entry
+def main(argv: Sequence[str]) -> int:
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: python -m scripts.bench NAME [options]    (NAME --help shows the options)\n")
+        print(*(f"  {known:<8}{text}" for known, (_, text) in BENCHES.items()), sep="\n")
+        return 0
+    if name not in BENCHES:
+        raise ValueError(f"no benchmark {name!r}; there are: {', '.join(BENCHES)}")
+    module, _ = BENCHES[name]
+    return import_module(module).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""Grouped bars, for the pictures of benchmarks. The same numbers give the same bytes (with one matplotlib version)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, which people with any color vision can tell apart
+_COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
+_INK, _FAINT, _GRID = "#262626", "#6E6E6E", "#E6E6E6"
+_STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9.0}
+
+
+class Group(NamedTuple):
+    """Bars side by side: a height for each name, or None with no bar, or a word that stands in its place."""
+
+    label: str
+    heights: Mapping[str, float | str | None]
+
+
+class Panel(NamedTuple):
+    title: str
+    groups: Sequence[Group]
+    line: float
+    """Height of the horizontal line that bars are compared with."""
+
+
+def bars(panels: Sequence[Panel], path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of the panels, one below the other, in one scale; a name has the same color in each."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for panel in panels for group in panel.groups for name in group.heights))
+    widest = max(len(panel.groups) for panel in panels)
+    width, height = max(7.5, 0.9 + widest * (0.3 + 0.29 * len(names))), 1.3 + 2.4 * len(panels)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        left = 0.45 / width
+        figure.subplots_adjust(
+            left=left, right=1 - 0.15 / width, top=1 - 1.25 / height, bottom=0.65 / height, hspace=0.62
+        )
+        figure.text(left, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=_INK)
+        figure.text(left, 1 - 0.55 / height, subtitle, fontsize=8.5, color=_FAINT)
+        colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+        shown = [h for panel in panels for group in panel.groups for h in group.heights.values()]
+        top = 1.16 * max([*(h for h in shown if isinstance(h, int | float)), *(panel.line for panel in panels)])
+        for panel, axes in zip(panels, column, strict=True):
+            _draw(axes, panel, colors, top)
+        figure.legend(
+            [matplotlib.patches.Patch(color=color) for color in colors.values()], list(colors), ncols=len(colors),
+            loc="upper left", bbox_to_anchor=(left, 1 - 0.66 / height), borderaxespad=0, frameon=False, fontsize=8.5,
+            handlelength=1.0, handleheight=0.9, columnspacing=1.6, borderpad=0.2,
+        )  # fmt: skip
+        canvas.print_png(str(path), metadata={"Software": None})
+
+
+def _draw(axes: "Axes", panel: Panel, colors: Mapping[str, str], top: float) -> None:
+    from matplotlib.patheffects import withStroke
+
+    step, halo = 0.84 / max(len(colors), 1), [withStroke(linewidth=2, foreground="white")]
+    for x, group in enumerate(panel.groups):
+        shown = [name for name in colors if group.heights.get(name) is not None]
+        for k, name in enumerate(shown):
+            height, place = group.heights[name], x + (k - (len(shown) - 1) / 2) * step
+            if isinstance(height, str):
+                axes.text(place, 0.02 * top, height, rotation=90, ha="center", va="bottom", fontsize=7, color="#B00020")
+                continue
+            assert height is not None
+            axes.bar(place, height, width=0.9 * step, color=colors[name], zorder=2)
+            text = f"{height:.2f}" if height < 9.995 else f"{height:.0f}"
+            axes.text(
+                place, height + 0.015 * top, text, ha="center", va="bottom", fontsize=7, color=_INK, zorder=4,
+                path_effects=halo,
+            )  # fmt: skip
+    axes.axhline(panel.line, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
+    axes.set_title(panel.title, loc="left", fontsize=9.5, color=_INK, pad=6)
+    axes.set_xlim(-0.5, len(panel.groups) - 0.5)
+    axes.set_ylim(0, top)
+    axes.set_xticks(range(len(panel.groups)), [group.label for group in panel.groups])
+    axes.tick_params(colors=_FAINT, labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#BFBFBF")
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
