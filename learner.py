@@ -192,7 +192,7 @@ def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) ->
         raise ValueError(f"loss.teacher: {none if config.loss.teacher else f'{some}; name a run'}")
     if config.loss.ahead and not config.data.pack.document_mask:
         raise ValueError("loss.ahead: needs data.pack.document_mask, which tells where a document ends in its row")
-    if objective.plugins:
+    if objective.recipe.plugins:
         check_plugins(objective)
     return objective
 
@@ -203,7 +203,7 @@ def check_plugins(objective: Objective) -> None:
 
     for verdict in prove(objective, QUICK):
         if not verdict.ok:
-            files = ", ".join(objective.plugins)
+            files = ", ".join(objective.recipe.plugins)
             told = f"{verdict.name}: {verdict.detail}; python -m scripts.check_loss CONFIG tells more"
             raise ValueError(f"loss: {files} fails a check ({told})")
 

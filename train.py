@@ -267,7 +267,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
         print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
     durable.atomic_write(path / "config.yaml", dump(config))
     learner = parts.learner
-    for line in keep_copies(path / "plugins", learner.objective.plugins):
+    for line in keep_copies(path / "plugins", learner.objective.recipe.plugins):
         if state.step:
             print(f"changed: {line}", file=sys.stderr)
             append_line(path / "changes.jsonl", {"step": state.step, "key": "loss plugin", "old": None, "new": line})

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import LossConfig
     from .detail import WORST
-    from .fused import chunk_rows
     from .head import Head, Shard
     from .means import metrics, reliability
     from .objective import LossOutput, Objective, build_objective
+    from .products import chunk_rows
     from .sequence import DPOOutput, bradley_terry, dpo, sequence_log_probs, token_log_probs
     from .terms import TERMS, TRANSFORMS, WEIGHTS, check, term, transform, weight
 
 _PUBLIC = {
     "config": ("LossConfig",),
     "detail": ("WORST",),
-    "fused": ("chunk_rows",),
     "head": ("Head", "Shard"),
     "means": ("metrics", "reliability"),
     "objective": ("LossOutput", "Objective", "build_objective"),
+    "products": ("chunk_rows",),
     "sequence": ("DPOOutput", "bradley_terry", "dpo", "sequence_log_probs", "token_log_probs"),
     "terms": ("TERMS", "TRANSFORMS", "WEIGHTS", "check", "term", "transform", "weight"),
 }

@@ -7,28 +7,23 @@ One rule keeps every number exact under masks, accumulation and any number of ra
 knows before the first forward. Everything else is a sum; `metrics` turns sums into means, in one place.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import plugins
 from .config import LossConfig
-from .detail import decile_of, detail_sums, worst
+from .detail import detail_sums, worst
 from .fused import fused
 from .head import Head
 from .liger import liger, serves
-from .measure import PER_ROW_DETAIL, Measure, Use
-from .registry import File, Ids, Part, check_options, hint, marked, value_at
+from .measure import PER_ROW_DETAIL, Measure
+from .recipe import Counts, Recipe
+from .registry import hint
 from .rows import IGNORE, Rows, Selection, select
-from .tables import load_prior, load_table
-from .terms import TERMS, TRANSFORMS, WEIGHTS, check
-
-Counts = Tensor | Callable[[], Tensor]
+from .terms import check
 
 
 @dataclass(frozen=True)
@@ -87,102 +82,16 @@ class Objective:
 
     def __init__(self, config: LossConfig, vocab_size: int, counts: Counts | None, sources: Sequence[str]):
         self.config, self.vocab_size = config, vocab_size
-        self.sources = tuple(sources)
-        self._counts = counts
-        self.plugins: dict[str, str] = {}
-        """sha256 of each file that parts were loaded from."""
-        self._priors: dict[str, Tensor] = {}
-        self._tables: dict[str, Tensor] = {}
-        self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-        self.terms = [
-            self._known(named, TERMS, "base" if i == 0 else "add") for i, named in enumerate((config.base, *config.add))
-        ]
-        self.weights = [self._known(named, WEIGHTS, "weights") for named in config.weights]
-        self.transforms = [self._known(named, TRANSFORMS, "logits") for named in config.logits]
-
-    def with_config(self, config: LossConfig) -> "Objective":
-        """Another loss on the same vocabulary, corpus counts and sources."""
-        return build_objective(config, vocab_size=self.vocab_size, counts=self._counts, sources=self.sources)
-
-    def _known(self, named: Mapping[str, Any], known: Mapping[str, Part], key: str) -> tuple[Part, dict[str, Any]]:
-        """A part with its options; the files that they name are read."""
-        ((name, given),) = named.items()
-        if name in known:
-            part = known[name]
-        else:
-            part = plugins.load(name, 1.0 if known is TERMS else None)
-            self.plugins |= plugins.digest(name)
-        if problems := check_options(part, given):
-            raise ValueError("; ".join(f"loss.{key}.{name}.{'.'.join(map(str, p))}: {m}" for p, m in problems))
-        options = {**{k: v for k, v in part.options.items() if v is not inspect.Parameter.empty}, **given}
-        for option, value in options.items():
-            try:
-                self._read(part, option, value)
-            except ValueError as error:
-                raise ValueError(f"loss.{key}.{name}.{option}: {error}") from None
-        if "source" in part.reads and "by" in options:
-            unknown = [source for source in options["by"] if source not in self.sources]
-            if unknown:
-                have = ", ".join(self.sources) or "none"
-                raise ValueError(f"loss.{key}.{name}.by: no source {unknown[0]!r}; there are: {have}")
-            options["by"] = {self.sources.index(source): value for source, value in options["by"].items()}
-        return part, options
-
-    def _read(self, part: Part, option: str, value: Any) -> None:
-        """Read the file or make the prior that an option names, and check ids; most options are none of these."""
-        hint_of = part.hints[option]
-        if (mark := marked(hint_of, File)) and value not in self._tables:
-            self._tables[value] = load_table(value, mark, self.vocab_size)
-        if marked(hint_of, Ids) and (strange := [i for i in value if i >= self.vocab_size]):
-            raise ValueError(f"{strange[0]} is no id of a vocabulary of {self.vocab_size}")
-        if option != "prior":
-            return
-        if value not in self._priors:
-            counts = self.counts if value == "unigram" else None
-            self._priors[value] = load_prior(value, self.vocab_size, counts)
-        if "log_u" in part.reads and not bool((self._priors[value] > 0).all()):
-            raise ValueError(f"{value} has ids of probability 0, whose logarithm is infinite")
-
-    @cached_property
-    def counts(self) -> Tensor | None:
-        """(V,) how often each id occurs in the corpus."""
-        counts = self._counts() if callable(self._counts) else self._counts
-        if counts is not None and counts.shape != (self.vocab_size,):
-            raise ValueError(f"counts of shape {tuple(counts.shape)} for a vocabulary of {self.vocab_size}")
-        return counts
-
-    @cached_property
-    def deciles(self) -> Tensor | None:
-        """int64 (V,): each id's tenth of the corpus by frequency."""
-        return None if self.counts is None else decile_of(self.counts)
+        self.recipe = Recipe(config, vocab_size, counts, sources)
 
     @property
     def reads(self) -> set[str]:
         """Names of the inputs that a call has to find in `extra`."""
-        parts = [part for part, _ in (*self.terms, *self.weights, *self.transforms)]
-        own = {"lp", "lse", "lu", "ut", "u", "log_u", "target", "log_p", "logits"}
-        needed = {name for part in parts for name in part.reads if name not in part.optional} - own
-        return needed | ({"position"} if self.config.ahead else set())
+        return self.recipe.reads
 
-    def at(self, progress: float, device: torch.device, dtype: torch.dtype) -> Measure:
-        """The loss at a moment of the run: coefficients as numbers, priors and tables on the device."""
-        here = self._at.setdefault((device, dtype), {})
-        if not here:
-            here |= {name: value.to(device, dtype) for name, value in {**self._priors, **self._tables}.items()}
-
-        def use(part: Part, options: Mapping[str, Any]) -> Use:
-            now = {name: value_at(value, progress) for name, value in options.items()}
-            now = {name: here[value] if marked(part.hints[name], File) else value for name, value in now.items()}
-            coef, prior = now.pop("coef", 1.0), now.pop("prior", None)
-            return Use(part.name, part, now, coef, prior)
-
-        return Measure(
-            terms=[use(*item) for item in self.terms],
-            weights=[use(*item) for item in self.weights],
-            transforms=[use(*item) for item in self.transforms],
-            priors=here,
-            ahead=(1.0, *(value_at(value, progress) for value in self.config.ahead)),
-        )
+    def with_config(self, config: LossConfig) -> "Objective":
+        """Another loss on the same vocabulary, corpus counts and sources."""
+        return Objective(config, self.vocab_size, self.recipe.given_counts, self.recipe.sources)
 
     def __call__(
         self,
@@ -214,7 +123,8 @@ class Objective:
         head = head if isinstance(head, Head) else Head(head)
         if head.shard is None:
             self._check_vocabulary(len(head.weight))
-        call = self._call(hidden, targets, weights, progress, detail, extra or {})
+        dtype = torch.promote_types(hidden.dtype, head.weight.dtype)
+        call = self._call(hidden, dtype, targets, weights, progress, detail, extra or {})
         picked = call.chosen.pick(hidden)
         if self.config.fused == "off" and head.shard is None:
             loss, values = _reference(call, head.logits(picked))
@@ -241,7 +151,7 @@ class Objective:
     ) -> LossOutput:
         """The same for logits (..., V): the definition of the loss."""
         self._check_vocabulary(logits.shape[-1])
-        call = self._call(logits, targets, weights, progress, detail, extra or {})
+        call = self._call(logits, logits.dtype, targets, weights, progress, detail, extra or {})
         loss, values = _reference(call, call.chosen.pick(logits))
         return self._output(call, loss, values, denom, per_token)
 
@@ -252,6 +162,7 @@ class Objective:
     def _call(
         self,
         features: Tensor,
+        dtype: torch.dtype,
         targets: Tensor,
         weights: Tensor | None,
         progress: float,
@@ -261,7 +172,7 @@ class Objective:
         self._check_targets(features, targets)
         inputs = dict(extra)
         teacher = _teacher(inputs.pop("teacher_head")) if "teacher_head" in inputs else None
-        known = self.reads | {name for part, _ in self.terms for name in part.optional} | {"source", "position"}
+        known = self.reads | self.recipe.may_read | {"source", "position"}
         if "teacher_logits" in known and teacher is not None:
             known |= {"teacher_hidden"}
         if strange := sorted(inputs.keys() - known):
@@ -270,8 +181,7 @@ class Objective:
             )
         used = known - {"source", "position"} | self.reads | ({"position"} if detail else set())
         inputs = {name: value for name, value in inputs.items() if name in used}
-        exact = torch.promote_types(features.dtype, torch.float32)
-        measure = self.at(progress, targets.device, exact)
+        measure = self.recipe.at(progress, targets.device, torch.promote_types(dtype, torch.float32))
         chosen, rows = select(targets, weights, inputs, len(measure.ahead))
         return _Call(replace(measure, teacher=teacher), chosen, rows, detail)
 
@@ -286,12 +196,12 @@ class Objective:
         """Divide, sum and spread what a head has computed of each row."""
         numbers = {name: value for name, value in values.items() if name not in PER_ROW_DETAIL}
         sums = {name: value.sum(dtype=_exact(value)) for name, value in numbers.items()}
-        if denom is None:
-            denom = sums["tokens"].clamp_min(1)
-        divisor = max(denom, 1) if isinstance(denom, int) else denom.clamp_min(1).to(loss.dtype)
+        denom = sums["tokens"] if denom is None else denom
+        divisor = denom.clamp_min(1).to(loss.dtype) if isinstance(denom, Tensor) else max(denom, 1)
         each, extremes = None, None
         if call.detail:
-            deciles = None if self.deciles is None else self.deciles.to(call.rows.targets.device)
+            deciles = self.recipe.deciles
+            deciles = None if deciles is None else deciles.to(call.rows.targets.device)
             sums |= detail_sums(values, call.rows, deciles)
             extremes = worst(call.chosen.spread(values["nll"]))
         if per_token:

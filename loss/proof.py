@@ -58,7 +58,7 @@ class Problem:
         targets = torch.randint(0, v, (B, T), generator=generator)
         targets[0, 3:5], targets[1, 1:] = IGNORE, IGNORE
         known = {
-            "source": torch.arange(B) % max(1, len(objective.sources)),
+            "source": torch.arange(B) % max(1, len(objective.recipe.sources)),
             "position": torch.cat([torch.arange(5), torch.arange(T - 5)]).expand(B, T),
             "negatives": torch.randint(0, v, (B, T, 2), generator=generator),
             "soft_labels": normal(B, T, v).softmax(-1),
@@ -178,7 +178,7 @@ def bf16_is_no_worse(objective: Objective, seed: int) -> str:
 def gradients_are_numerical_ones(objective: Objective, seed: int) -> str:
     """`gradcheck` of both heads, in random directions. A weight that reads lp is a constant to the gradient, but not
     to a numerical one: such rules are left out."""
-    steady = [i for i, (part, _) in enumerate(objective.weights) if "lp" not in part.reads]
+    steady = [i for i, (part, _) in enumerate(objective.recipe.weights) if "lp" not in part.reads]
     rules = tuple(objective.config.weights[i] for i in steady)
     problem = Problem.random(objective, seed)
     for head in ("off", "on"):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import Once, Products, chunk_rows, eager
 from .head import Head
+from .products import Once, Products, chunk_rows, eager
 from .rows import IGNORE, Selection
 
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     data = lookup(config.data, config.model.context)
     size = data.tokenizer.vocab_size if data else assumed_vocabulary(config)
     objective = training_loss(config, size, data)
-    shown = " + ".join(f"{part.name}" for part, _ in objective.terms)
+    shown = " + ".join(f"{part.name}" for part, _ in objective.recipe.terms)
     print(f"loss      {shown}, over {size:,} ids{'' if data else ' (assumed: corpus not prepared)'}")
     print(f"inputs    {', '.join(sorted(objective.reads)) or 'none'} besides logits and targets\n")
     failed = 0

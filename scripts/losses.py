@@ -132,7 +132,7 @@ def _objective(name: str) -> "tuple[Objective, str]":
     from loss import build_objective
 
     objective = build_objective({"base": name}, vocab_size=VOCABULARY)
-    ((part, options),) = objective.terms
+    ((part, options),) = objective.recipe.terms
     if not set(part.reads) <= {"lp", "lu", "ut"}:
         reads = ", ".join(sorted(set(part.reads) - {"lp", "lu", "ut"}))
         raise ValueError(f"{name} reads {reads}: it is no function of p(target); those are {', '.join(PLOTTED)}")

@@ -80,7 +80,7 @@ def test_it_serves_plain_cross_entropy_alone(monkeypatch):
     head = Head(torch.zeros(5, 2))
 
     def serves(config, head=head, rows=rows, hidden=hidden):
-        measure = build_objective(config, vocab_size=5, sources=("a",)).at(0.0, CPU, torch.float32)
+        measure = build_objective(config, vocab_size=5, sources=("a",)).recipe.at(0.0, CPU, torch.float32)
         return liger.serves(measure, head, rows, hidden)
 
     assert serves("ce") and serves("ce", head=head._replace(softcap=3.0))

@@ -185,7 +185,7 @@ def test_terms_and_their_gradients_equal_the_formulas(config, fused, tmp_path):
     keep = problem.targets != IGNORE
     extra = {key: value[keep] for key, value in problem.extra.items()} | {"lse": logits.exp().sum(-1).log()[keep]}
     p = logits.exp()[keep] / logits.exp()[keep].sum(-1, keepdim=True)
-    each = FORMULAS[term](p, problem.targets[keep], extra, **options) * objective.terms[0][1]["coef"]
+    each = FORMULAS[term](p, problem.targets[keep], extra, **options) * objective.recipe.terms[0][1]["coef"]
     truth = (each * problem.weights[keep]).sum() / 7
     out = problem.call(objective, denom=7)
     torch.testing.assert_close(out.loss, truth, rtol=1e-12, atol=1e-14)

@@ -127,9 +127,9 @@ def main(folder: Path) -> None:
         objective = build(config, own, fused="on", chunk=4)
         rows_split(objective, ranks, name(config))
         if (
-            objective.at(0.0, torch.device("cpu"), torch.float64).whole
+            objective.recipe.at(0.0, torch.device("cpu"), torch.float64).whole
             or objective.config.ahead
-            and objective.transforms
+            and objective.recipe.transforms
         ):
             continue
         vocabulary_split(objective, ranks, name(config))

@@ -1,0 +1,164 @@
+"""The three matrix products of a head, a chunk of rows at a time, and gradients that are known in advance.
+
+n rows, D width, V vocabulary, C rows of a chunk.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .head import Head
+
+# Bytes of a chunk's logits in fp32: on a CPU near its caches, elsewhere enough to fill the device.
+_CPU_BYTES, _DEVICE_BYTES = 32 << 20, 256 << 20
+# Every chunk lays out the whole weight for its product and goes once over the weight's gradient: fewer rows than
+# these would spend their time there.
+_MIN_ROWS, _MAX_ROWS = 512, 4096
+_BLOCK = 4096  # rows of the weight's gradient that are added at once: their bf16 product stays in the cache
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a function out of `torch.compile`: it takes gradients while it runs, which a graph cannot hold.
+
+    As `torch.compiler.disable`, which starts the compiler on import.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **options)
+        return function(*args, **options)
+
+    return run
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a chunk, a power of two."""
+    budget = _CPU_BYTES if device.type == "cpu" else _DEVICE_BYTES
+    rows = max(1, budget // (4 * vocab_size))
+    return min(max(1 << (rows.bit_length() - 1), _MIN_ROWS), _MAX_ROWS)
+
+
+class Products:
+    """The three matrix products of a head, in chunks, in the dtype that autocast asks for; sums are fp32 or fp64."""
+
+    def __init__(self, hidden: Tensor, head: Head, wanted: list[bool]):
+        self.hidden, self.head = hidden, head
+        self.dtype = _product_dtype(hidden, head.weight)
+        self.exact = torch.promote_types(self.dtype, torch.float32)
+        self.left, self.right = hidden.to(self.dtype), head.weight.to(self.dtype)
+        self.bias = None if head.bias is None else head.bias.to(self.dtype)
+        self.wanted = wanted
+        self.d_hidden, self.d_weight, self.d_bias = (
+            torch.zeros_like(t, dtype=self.exact) if wants and t is not None else None
+            for t, wants in zip((hidden, head.weight, head.bias), wanted, strict=True)
+        )
+        self._buffer: Tensor | None = None
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the rows with their logits (C, V), without softcap; the next chunk is written over them."""
+        n, v = len(self.hidden), len(self.right)
+        buffer = self.right.new_empty(min(size, n), v)
+        for start in range(0, max(n, 1), size):  # once when there is no row, so that sums exist
+            part = slice(start, min(start + size, n))
+            logits, rows = buffer[: part.stop - start], self.left[part]
+            if self.bias is None:
+                torch.mm(rows, self.right.t(), out=logits)
+            else:
+                torch.addmm(self.bias, rows, self.right.t(), out=logits)
+            yield part, logits
+
+    def add(self, part: slice, d_logits: Tensor, scale: Tensor | None, reuse: Tensor) -> None:
+        """Add the gradients of a chunk whose logits have the gradient `d_logits` (C, V) times `scale` (C, 1).
+
+        `reuse` (C, V) is of the products' dtype and may be overwritten.
+        """
+        if not any(self.wanted):
+            return
+        if self.d_bias is not None:
+            self.d_bias.addmv_(d_logits.t(), d_logits.new_ones(len(d_logits)) if scale is None else scale.squeeze(1))
+        grad = d_logits if d_logits.dtype == self.dtype else reuse.copy_(d_logits)
+        if self.d_hidden is not None:
+            product = torch.mm(grad, self.right)
+            self.d_hidden[part] = product if scale is None else product * scale
+        if self.d_weight is not None:
+            rows = self.hidden[part].to(self.exact)
+            rows = (rows if scale is None else rows * scale).to(self.dtype)
+            self._add_weight(grad, rows)
+
+    def _add_weight(self, grad: Tensor, rows: Tensor) -> None:
+        assert self.d_weight is not None
+        if self.dtype == self.exact:
+            self.d_weight.addmm_(grad.t(), rows)
+            return
+        # Rounded to bf16 a chunk is, as the whole would be; the sum over chunks is not.
+        if self.d_weight.device.type != "cpu":
+            self.d_weight.add_(torch.mm(grad.t(), rows))
+            return
+        if self._buffer is None:
+            self._buffer = rows.new_empty(min(_BLOCK, len(self.d_weight)), rows.shape[1])
+        for start in range(0, len(self.d_weight), _BLOCK):
+            block = self.d_weight[start : start + _BLOCK]
+            out = self._buffer[: len(block)]
+            block.add_(torch.mm(grad[:, start : start + _BLOCK].t(), rows, out=out))
+
+    def add_rank_one(self, prior: Tensor, mean_weight: Tensor, c: Tensor) -> None:
+        """Add the gradients of logits with the gradient c (n, 1) times `prior` (V,); `mean_weight` (D,) = W^T u."""
+        if self.d_hidden is not None:
+            self.d_hidden.addr_(c.squeeze(1), mean_weight)
+        if self.d_weight is not None:
+            self.d_weight.addr_(prior, self.hidden.to(self.exact).t().mv(c.squeeze(1)))
+        if self.d_bias is not None:
+            self.d_bias.add_(prior * c.sum())
+
+    def gradients(self) -> list[Tensor | None]:
+        return [self.d_hidden, self.d_weight, self.d_bias]
+
+
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What `F.linear` would compute in, here and under autocast, which leaves fp64 alone."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+class WithGradients(torch.autograd.Function):
+    """A scalar whose gradients are known: by each of three tensors, any of which may be None."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        with torch.no_grad():  # not in place: the graph may be walked again
+            pairs = zip(gradients, inputs, strict=True)
+            made = [None if gradient is None else (gradient * upstream).to(t.dtype) for gradient, t in pairs]
+        if torch.is_grad_enabled():  # someone may want to differentiate again
+            made = [None if gradient is None else Once.apply(gradient, upstream, *inputs) for gradient in made]
+        return None, *made, None, None, None
+
+
+class Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated by anything that it was made of.
+
+    torch's `once_differentiable` refuses only where the upstream gradient depends on something, and otherwise passes
+    for a constant: a penalty on the gradient would silently be wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *made_of: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        raise RuntimeError("a fused loss is differentiable once; loss.fused: off can be differentiated again")
