@@ -115,9 +115,12 @@ class Measure:
         if value.dim() == 1 or not {"lp", "ut"} & set(use.part.reads):
             return torch.where(rows.valid[:, 0], value.reshape(len(rows)), zero)
         value = torch.where(rows.valid, value, zero)
-        if len(self.ahead) == 1:
-            return value[:, 0]
-        return (value * value.new_tensor(self.ahead)).sum(1)  # autocast would round a product
+        # Plain sums of scaled columns: autocast would round a product, and a tensor of the weights would be a copy
+        # from the host in every call.
+        total = value[:, 0]
+        for k, weight in enumerate(self.ahead[1:], 1):
+            total = total + weight * value[:, k]
+        return total
 
     def _arguments(self, use: Use, have: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         """What a part reads, by parameter name."""

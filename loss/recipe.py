@@ -32,6 +32,7 @@ class Recipe:
         """sha256 of each file that parts were loaded from."""
         self._priors: dict[str, Tensor] = {}
         self._tables: dict[str, Tensor] = {}
+        self._ids: dict[str, Tensor] = {}
         self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
         self.terms = [
             self._known(named, TERMS, "base" if i == 0 else "add") for i, named in enumerate((config.base, *config.add))
@@ -71,8 +72,10 @@ class Recipe:
         hint_of = part.hints[option]
         if (mark := marked(hint_of, File)) and value not in self._tables:
             self._tables[value] = load_table(value, mark, self.vocab_size)
-        if marked(hint_of, Ids) and (strange := [i for i in value if i >= self.vocab_size]):
-            raise ValueError(f"{strange[0]} is no id of a vocabulary of {self.vocab_size}")
+        if marked(hint_of, Ids):
+            if strange := [i for i in value if i >= self.vocab_size]:
+                raise ValueError(f"{strange[0]} is no id of a vocabulary of {self.vocab_size}")
+            self._ids[str(value)] = torch.tensor(value, dtype=torch.int64)
         if option != "prior":
             return
         if value not in self._priors:
@@ -112,11 +115,14 @@ class Recipe:
         """The loss at a moment of the run: coefficients as numbers, priors and tables on the device."""
         here = self._at.setdefault((device, dtype), {})
         if not here:
-            here |= {name: value.to(device, dtype) for name, value in {**self._priors, **self._tables}.items()}
+            floats = {**self._priors, **self._tables}
+            here |= {name: value.to(device, dtype) for name, value in floats.items()}
+            here |= {name: value.to(device) for name, value in self._ids.items()}
 
         def use(part: Part, options: Mapping[str, Any]) -> Use:
             now = {name: value_at(value, progress) for name, value in options.items()}
-            now = {name: here[value] if marked(part.hints[name], File) else value for name, value in now.items()}
+            loaded = {name for name in now if marked(part.hints[name], File) or marked(part.hints[name], Ids)}
+            now |= {name: here[str(now[name])] for name in loaded}
             coef, prior = now.pop("coef", 1.0), now.pop("prior", None)
             return Use(part.name, part, now, coef, prior)
 

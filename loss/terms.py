@@ -161,7 +161,8 @@ def unlikelihood(
     ids: Annotated[tuple[Annotated[int, Ge(0)], ...], Ids()] = (),
 ) -> "Tensor":
     """Unlikelihood (Welleck et al. 2020, arXiv:1908.04319), -sum log(1 - p(c)) over `ids` and the caller's `negatives` (N, K), -100 for none."""  # noqa: E501
-    chosen = target.new_tensor(ids).expand(len(target), -1)
+    chosen: Any = ids  # as a tensor
+    chosen = chosen.expand(len(target), -1)
     candidates = chosen if negatives is None else _columns(chosen, negatives)
     lp = log_p.gather(-1, candidates.clamp_min(0))
     counts = (candidates >= 0) & (candidates != target.unsqueeze(-1))

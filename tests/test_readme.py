@@ -42,6 +42,10 @@ def adapted(command: str, bench: Bench) -> str:
         return f'make -o .venv/core train {environment} ARGS="{given[1] if given else ""} {places}"'
     if "CONFIG" not in command and re.search(r"train\.py|scripts\.prepare", command) and "--help" not in command:
         command = re.sub(r"(configs/\S+\.yaml)", rf"\1 {places}", command)
+    if "scripts.bench" in command:
+        command += (
+            f" --rows 64 --vocab 300 --repeats 1 --memory-rows 64 --eps 0.1 --dtype bf16 --out {bench.runs}/bench"
+        )
     return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
 
 
