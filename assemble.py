@@ -45,6 +45,8 @@ class State:
     """What `auto` settings came to: decided once, then reused."""
     data: str | None = None
     """Fingerprint of the prepared corpus."""
+    teacher: str | None = None
+    """sha256 of the weights that the run distills from."""
     sums: dict[str, float] = field(default_factory=dict)
     """Open sums of the current window of metrics, over all ranks."""
     guard: dict[str, int] = field(default_factory=dict)
@@ -176,6 +178,8 @@ class Parts:
         found = []
         for nll, index in zip(out.worst["nll"].tolist(), out.worst["index"].tolist(), strict=True):
             row, place = divmod(index, batch.targets.shape[1])
+            if batch.targets[row, place] < 0:  # a batch of fewer targets than are shown
+                continue
             first = place - min(int(batch.positions[row, place]), CONTEXT_TOKENS)
             context = batch.tokens[row, first : place + 1].tolist()
             found.append({"nll": nll, "target": [int(batch.targets[row, place])], "context": context})

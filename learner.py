@@ -1,5 +1,6 @@
 """A model with what makes it learn: the objective, the optimizers, the precision, and how many rows fit at once."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -80,6 +81,16 @@ class Learner:
         """FLOP/s of one device that count as full utilization."""
         return peak_flops(self.device, DTYPES[self.precision.name])[0]
 
+    @cached_property
+    def teacher_digest(self) -> str | None:
+        """sha256 of the teacher's weights."""
+        if self.teacher is None:
+            return None
+        digest = hashlib.sha256()
+        for weight in self.teacher.parameters():
+            digest.update(weight.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def forward(self, batch: Batch, **options: Any) -> LossOutput:
         """The training objective of a batch; `options` as for `Objective.from_logits`."""
         have = {"source": batch.source, "position": batch.positions}
@@ -159,7 +170,7 @@ def build_learner(
         module=ranks.wrap(model),
         objective=make_objective(config, vocab_size, data),
         plain=training_loss(replace(config, loss=plain), vocab_size, data),
-        teacher=make_teacher(config, data, device),
+        teacher=make_teacher(config, vocab_size, data, device),
         optimizers=Optimizers(
             dict(model.named_parameters()),
             model.roles(),
@@ -174,6 +185,7 @@ def build_learner(
 def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
     """The loss of a config; without a corpus every id counts as seen equally often."""
 
+    @functools.cache
     def counts() -> Tensor:
         return torch.ones(vocab_size) if data is None else torch.from_numpy(data.token_counts())
 
@@ -182,18 +194,24 @@ def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> 
 
 
 def make_objective(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
-    """The training objective. Raises ValueError when it reads what training does not have, or a plugin is wrong."""
-    objective = training_loss(config, vocab_size, data)
-    missing = sorted(objective.reads - {"source", "position", "teacher_logits"})
-    if missing:
-        raise ValueError(f"loss: a term reads {missing[0]}, which training does not have")
-    if ("teacher_logits" in objective.reads) != (config.loss.teacher is not None):
-        some, none = "a term reads a teacher's logits", "no term reads a teacher's logits"
-        raise ValueError(f"loss.teacher: {none if config.loss.teacher else f'{some}; name a run'}")
+    """The training objective. Raises ValueError when it reads what training lacks, or teaches nothing."""
+    from loss.proof import teaches
+
+    objective, teacher = training_loss(config, vocab_size, data), config.loss.teacher
+    have = {"source", "position", "teacher_logits"}
+    for part, _ in (*objective.recipe.terms, *objective.recipe.weights, *objective.recipe.transforms):
+        if missing := sorted(set(part.reads) & objective.reads - have):
+            told = f"it has {', '.join(sorted(have))}"
+            raise ValueError(f"loss: {part.name} reads {missing[0]}, which training does not have; {told}")
+    if ("teacher_logits" in objective.reads) != (teacher is not None):
+        some, none = "a term reads a teacher's logits; name a run", "no term reads a teacher's logits"
+        raise ValueError(f"loss.teacher: {none if teacher else some}")
     if config.loss.ahead and not config.data.pack.document_mask:
         raise ValueError("loss.ahead: needs data.pack.document_mask, which tells where a document ends in its row")
     if objective.recipe.plugins:
         check_plugins(objective)
+    if not teaches(objective):
+        raise ValueError("loss: teaches nothing: its gradient is 0 from the first step to the last")
     return objective
 
 
@@ -208,12 +226,14 @@ def check_plugins(objective: Objective) -> None:
             raise ValueError(f"loss: {files} fails a check ({told})")
 
 
-def make_teacher(config: RunConfig, data: Prepared | None, device: torch.device) -> Transformer | None:
+def make_teacher(config: RunConfig, vocab_size: int, data: Prepared | None, device: torch.device) -> Transformer | None:
     """The model that training distills from, frozen. Raises ValueError for one of another tokenizer or context."""
     path = config.loss.teacher
     if path is None:
         return None
     teacher = load_model(path, device=str(device)).requires_grad_(False)
+    if teacher.vocab_size != vocab_size:
+        raise ValueError(f"loss.teacher: {path} predicts {teacher.vocab_size} ids, this run {vocab_size}")
     if data is not None and load_tokenizer(path).sha256 != data.tokenizer_hash:
         raise ValueError(f"loss.teacher: {path} has another tokenizer than this corpus")
     if teacher.config.context < config.model.context:

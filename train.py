@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import durable
-from configs import ConfigError, RunConfig, changes, dump, entry, explain, load, parse, read_tree, to_tree
+from configs import (
+    Change,
+    ConfigError,
+    RunConfig,
+    changes,
+    dump,
+    entry,
+    explain,
+    files_of,
+    load,
+    parse,
+    read_tree,
+    to_tree,
+    with_loss_paths,
+)  # fmt: skip
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
     from assemble import Parts, State
@@ -237,7 +251,7 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
         if checkpoint:
             raise durable.Damaged(f"{path}: has checkpoints but no config.yaml")
         return State(), None
-    found = changes(read_tree(path / "config.yaml"), config)
+    found = changes(read_tree(path / "config.yaml"), config_of_run(config))
     if found.identity:
         end = "; --restart starts anew, or choose another run.name"
         raise ConfigError([f"{path} began with another config: {change}{end}" for change in found.identity])
@@ -254,23 +268,25 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     import torch
 
     from trainer.checkpoint import go_on_from
-    from trainer.rundir import append_line, environment, keep_copies
+    from trainer.rundir import append_line, environment, keep_copy
 
     go_on_from(path, state.step, state.best_step)
     if state.step:
         print(f"{path} goes on from step {state.step}", file=sys.stderr)
-        for change in changes(read_tree(path / "config.yaml"), config).recorded:
+        found = list(changes(read_tree(path / "config.yaml"), config_of_run(config)).recorded)
+        if state.teacher and parts.learner.teacher_digest and state.teacher != parts.learner.teacher_digest:
+            found.append(Change("loss.teacher's weights", state.teacher[:12], parts.learner.teacher_digest[:12]))
+        for change in found:
             print(f"changed: {change}", file=sys.stderr)
             append_line(path / "changes.jsonl", {"step": state.step, **vars(change)})
+    state.teacher = parts.learner.teacher_digest
     held_out = parts.data.val.rows_by_source
     for name in (name for name, rows in parts.data.train.rows_by_source.items() if rows and not held_out.get(name)):
         print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
-    durable.atomic_write(path / "config.yaml", dump(config))
+    for file in files_of(config):
+        keep_copy(path, file)
+    durable.atomic_write(path / "config.yaml", dump(config_of_run(config)))
     learner = parts.learner
-    for line in keep_copies(path / "plugins", learner.objective.recipe.plugins):
-        if state.step:
-            print(f"changed: {line}", file=sys.stderr)
-            append_line(path / "changes.jsonl", {"step": state.step, "key": "loss plugin", "old": None, "new": line})
     extra = {
         "world_size": learner.ranks.world_size,
         "auto": learner.auto,
@@ -279,6 +295,13 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     facts = environment(str(learner.device), torch.get_num_threads(), extra)
     durable.atomic_write(path / "env.json", json.dumps(facts, indent=1) + "\n")
     parts.data.tokenizer.save(path)
+
+
+def config_of_run(config: RunConfig) -> RunConfig:
+    """A config as its run's directory has it: the files that its loss names are the copies kept there."""
+    from trainer.rundir import kept_name
+
+    return with_loss_paths(config, kept_name)
 
 
 @contextmanager

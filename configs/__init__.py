@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cli import entry, explain, parse
     from .loader import ConfigError, dump, load, read_tree
+    from .paths import files_of, with_loss_paths
     from .reference import describe
     from .schema import Change, Changes, RunConfig, changes, to_tree
 
@@ -18,10 +19,12 @@ _HOME = {
     "dump": "loader",
     "entry": "cli",
     "explain": "cli",
+    "files_of": "paths",
     "load": "loader",
     "parse": "cli",
     "read_tree": "loader",
     "to_tree": "schema",
+    "with_loss_paths": "paths",
 }
 
 __all__ = [
@@ -34,10 +37,12 @@ __all__ = [
     "dump",
     "entry",
     "explain",
+    "files_of",
     "load",
     "parse",
     "read_tree",
     "to_tree",
+    "with_loss_paths",
 ]
 
 

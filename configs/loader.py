@@ -5,8 +5,9 @@ Later layers win:
 
 - mappings merge key by key; lists and scalars are replaced;
 - naming another member of a one-of (`loss.base`, `data.tokenizer`, the length in `train`) replaces the old member;
-- `data.sources`, `data.split.sources` and `data.mixture` are replaced as a whole where a layer gives the mapping
-  itself, so that a corpus of one's own does not join the base file's; `data.sources.web.split=x` changes one field.
+- `data.sources`, `data.split.sources`, `data.mixture` and `loss.base` are replaced as a whole where a layer gives the
+  mapping itself, so that a corpus of one's own does not join the base file's, nor a loss take over another's options;
+  `data.sources.web.split=x` changes one field.
 
 Short forms are written out in each layer before it is merged, and files that a loss names are looked for beside the
 layer's file. Every value keeps its place for error messages.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from loss.registry import resolve_paths
+from loss.registry import SHAPES, map_paths
 
 from .checks import hint
 from .schema import ONE_OF, Path, RunConfig, to_tree
@@ -27,7 +28,7 @@ from .strict_yaml import Document, parse, write
 from .validate import expand, validate
 
 RECIPES = FilePath(__file__).parent
-_WHOLE: set[Path] = {("data", "sources"), ("data", "split", "sources"), ("data", "mixture")}
+_WHOLE: set[Path] = {("data", "sources"), ("data", "split", "sources"), ("data", "mixture"), ("loss", "base")}
 _OVERRIDE = re.compile(r"(?:--)?([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 
 
@@ -94,7 +95,7 @@ class _Reading:
             value = {part: value}
         value = expand(value)
         if isinstance(value.get("loss"), dict):
-            value["loss"] = resolve_paths(value["loss"], folder)
+            value["loss"] = map_paths(value["loss"], lambda path: os.path.abspath(folder / path))
         self.tree = _merge(self.tree, value, (), len(at))
         there = set(_paths(self.tree, ()))  # a replaced mapping leaves no places behind
         self.places = {path: place for path, place in self.places.items() if path in there}
@@ -145,6 +146,8 @@ def _merge(old: Any, new: Any, path: Path, literal: int) -> Any:
     """`new` over `old`; a mapping in `new` was written as such where `path` has at least `literal` parts."""
     if not (isinstance(old, dict) and isinstance(new, dict)) or (path in _WHOLE and len(path) >= literal):
         return new
+    if path[:1] == ("loss",) and not new.keys().isdisjoint(SHAPES):
+        return new  # a number that moves is one value
     if path in ONE_OF:
         members = ONE_OF[path]
         if any(value is not None and (members is None or key in members) for key, value in new.items()):

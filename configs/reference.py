@@ -153,7 +153,8 @@ A length is 0.1 (a fraction of the run), 500 (steps) or '5M tokens' (k, M, B).
 Exactly one of train.steps, train.tokens and train.epochs is given; key=value takes the place of the file's.
 Short forms: loss: ce, loss.base: ce, loss.add: [z], data.tokenizer: byte.
 extends: other.yaml at the top of a file starts from another one. Mappings merge, except that a given value of
-data.sources, data.split.sources or data.mixture replaces the other file's."""
+data.sources, data.split.sources, data.mixture or loss.base replaces the other file's. A name alone, loss: focal, is a
+whole loss: nothing of the other one stays but fused and chunk."""
 
 
 def describe() -> str:

@@ -40,8 +40,8 @@ class Batch:
     """int64 (B,): index into the source names."""
     single_document: bool
     """Plain causal attention is right: no row holds two documents, or the document mask is off."""
-    weighted: bool = False
-    """Some target has another weight than 1; told here so that nobody needs to look on the device."""
+    weighted: bool = True
+    """Some target may have another weight than 1; told here so that nobody needs to look on the device."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch elsewhere; from pinned memory the copy does not block."""
@@ -221,4 +221,4 @@ class _Rows:
             "source": source,
         }
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(**tensors, single_document=single)  # type: ignore[arg-type]
+        return Batch(**tensors, single_document=single, weighted=False)

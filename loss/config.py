@@ -25,7 +25,7 @@ class LossConfig:
     """Rules for the importance of a target, multiplied with each other; they change the loss alone, never nll."""
     logits: tuple[Named, ...] = ()
     """Changes of the logits, in this order, that the loss sees and nll does not."""
-    ahead: tuple[Any, ...] = ()
+    ahead: tuple[float | dict[str, Any], ...] = ()
     """Multi-token prediction: weights of the second, third, ... target of the same document; the first one's is 1."""
     teacher: str | None = None
     """Run or checkpoint to distill from, with the same tokenizer; for terms such as `kl`."""

@@ -203,7 +203,9 @@ class _Found:
     def split(cls, logits: Tensor, p: Tensor, own: Tensor, rows: Rows, shard: Shard) -> "_Found":
         """The same of a vocabulary split over ranks; `logits`, `p` and `own` are of this rank's ids."""
         place = logits.argmax(1, keepdim=True)
-        own_lse = own - p.amax(1, keepdim=True).log()
+        nothing_here = own == -torch.inf  # every id of this rank is banned: padding of the vocabulary
+        p.masked_fill_(nothing_here, 0.0)
+        own_lse = torch.where(nothing_here, own, own - p.amax(1, keepdim=True).log())
         top = shard.max(own.clone())
         log_top = -shard.sum((own_lse - top).exp()).log()  # top - lse
         inside = (rows.targets >= shard.start) & (rows.targets < shard.start + logits.shape[1])

@@ -42,5 +42,8 @@ class Head(NamedTuple):
         return self.cap(F.linear(hidden, self.weight, self.bias))
 
     def cap(self, logits: Tensor) -> Tensor:
-        """The softcap, if there is one."""
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        """The softcap, if there is one; an id that a bias of -inf bans stays banned."""
+        if self.softcap is None:
+            return logits
+        capped = self.softcap * torch.tanh(logits / self.softcap)
+        return capped if self.bias is None else torch.where(logits > -torch.inf, capped, logits)

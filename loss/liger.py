@@ -2,7 +2,7 @@
 
 It reads the logits of a chunk once and writes their gradient over them. It knows the denominator alone, neither
 importance of single targets nor the plain nll of a smoothed loss, so that it serves `loss: ce` and nothing else; and it
-waits for the device once a call, to count targets.
+waits for the device once a call, to count targets. Its backward pass works in place: the graph can be walked once.
 
 torch's own `linear_cross_entropy` (2.13) is not used: it sums the loss in bf16 for bf16 inputs, ignores autocast, and
 with label smoothing falls back to all logits.
@@ -29,8 +29,8 @@ def serves(measure: Measure, head: Head, rows: Rows, hidden: Tensor) -> bool:
     plain &= not measure.weights and not measure.transforms and len(measure.ahead) == 1
     if not plain or rows.weight is not None or head.shard is not None or hidden.device.type != "cuda":
         return False
-    autocast = torch.is_autocast_enabled("cuda")
-    return found_right(hidden.device, torch.get_autocast_dtype("cuda") if autocast else hidden.dtype)
+    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return found_right(hidden.device, hidden.dtype, head.weight.dtype, autocast, head.bias is not None, head.softcap)
 
 
 def cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,24 +60,36 @@ def liger(hidden: Tensor, head: Head, rows: Rows) -> tuple[Tensor, dict[str, Ten
 
 
 @functools.cache
-def found_right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel gives plain autograd's loss, gradients and guesses on a small random batch on this device.
+def found_right(
+    device: torch.device,
+    hidden_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    autocast: torch.dtype | None,
+    biased: bool,
+    softcap: float | None,
+) -> bool:
+    """Whether the kernel gives plain autograd's loss, gradients and guesses on a small random batch, under these
+    conditions.
 
     Tried once; where it is installed and does not, a warning says so.
     """
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 64, generator=generator).to(device, dtype) for n in (96, 300))
+    shapes: list[tuple[int, ...]] = [(96, 64), (300, 64), *([(300,)] if biased else [])]
+    tensors = [torch.randn(shape, generator=generator).to(device, weight_dtype) for shape in shapes]
+    tensors[0] = tensors[0].to(hidden_dtype)
     targets = torch.randint(0, 300, (96,), generator=generator).to(device)
     targets[::5] = IGNORE
     try:
-        with torch.autocast(device.type, enabled=False), torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (hidden, weight)]
-            loss, guess = cross_entropy(leaves[0], Head(leaves[1]), targets)
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in tensors]
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                loss, guess = cross_entropy(leaves[0], _head(leaves, softcap), targets)
             found = [loss, *torch.autograd.grad(loss, leaves)]
-            exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
-            logits = F.linear(*exact)
-            truth = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-            wanted = [truth, *torch.autograd.grad(truth, exact)]
+            with torch.autocast(device.type, enabled=False):
+                exact = [t.detach().double().requires_grad_() for t in tensors]
+                logits = _head(exact, softcap).logits(exact[0])
+                truth = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+                wanted = [truth, *torch.autograd.grad(truth, exact)]
     except ImportError:
         return False
     except Exception as error:  # a kernel may fail in any way on hardware that it was not made for
@@ -86,7 +98,11 @@ def found_right(device: torch.device, dtype: torch.dtype) -> bool:
     errors = [float((a.double() - b).norm().detach() / b.norm().detach()) for a, b in zip(found, wanted, strict=True)]
     keep = targets != IGNORE
     missed = float((guess != logits.argmax(1))[keep].double().mean())
-    if max(errors) <= _TOLERANCE.get(dtype, 0.0) and missed <= 0.05:  # bf16 logits tie
+    if max(errors) <= _TOLERANCE.get(autocast or weight_dtype, 0.0) and missed <= 0.05:  # bf16 logits tie
         return True
     warnings.warn(f"liger-kernel is not used: its results differ by {max(errors):.1e} here", stacklevel=2)
     return False
+
+
+def _head(leaves: list[Tensor], softcap: float | None) -> Head:
+    return Head(leaves[1], leaves[2] if len(leaves) > 2 else None, softcap)

@@ -43,7 +43,12 @@ def metrics(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reliability(sums: Mapping[str, Any]) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, targets) of each bin of confidence that has any, from the sums of `detail`."""
+    """(mean confidence, accuracy, targets) of each bin of confidence that has any, from the sums of `detail`.
+
+    Raises ValueError for sums without them.
+    """
+    if "calibration/tokens" not in sums:
+        raise ValueError("these sums have no bins of confidence: call the objective with detail=True")
     columns = (_numbers(sums[f"calibration/{name}"]) for name in ("confidence", "correct", "tokens"))
     return [(sure / n, right / n, int(n)) for sure, right, n in zip(*columns, strict=True) if n]
 

@@ -89,38 +89,42 @@ class Measure:
         vectors  `lp` (n, K); `lse` (n, 1), `lu/<prior>` (n, 1) and `ut/<prior>` (n, K) where they are read
         whole    `log_p` and `logits` (n, V), if any term reads them
         """
-        have = {**vectors, **(whole or {})}
+        n, zero = len(rows), vectors["lp"].new_zeros(())
+        whole = dict(whole or {})
+        # What stands for a target that is none must not make a NaN, which even a gradient of 0 would not remove.
+        lp = torch.where(rows.valid, vectors["lp"], -1.0)
+        columns = [
+            {name: (lp if name == "lp" else value)[:, min(k, value.shape[1] - 1)] for name, value in vectors.items()}
+            for k in range(len(self.ahead))
+        ]
         parts: dict[str, Tensor] = {}
-        total = vectors["lp"].new_zeros(len(rows))
+        total = zero.expand(n)
         for use in self.terms:
-            value = use.part.function(**self._arguments(use, have, rows), **use.options)
-            value = self._over_targets(value, rows, use) * use.coef
+            added = zero.expand(n)
+            for k, factor in enumerate(self.ahead if {"lp", "ut"} & set(use.part.reads) else (1.0,)):
+                have = {**columns[k], **whole, "target": rows.targets[:, k]}
+                value = self._call(use, have, rows)
+                added = added + torch.where(rows.valid[:, k], value, zero) * (factor * use.coef)
             name = f"term/{use.name}"  # a term used twice, such as z with two coefficients, is one number
-            parts[name] = parts[name] + value.detach() if name in parts else value.detach()
-            total = total + value
+            parts[name] = parts[name] + added.detach() if name in parts else added.detach()
+            total = total + added
         weight = rows.weight
-        fixed = {name: value.detach()[:, :1] for name, value in vectors.items()}
-        fixed |= {name: value.detach() for name, value in (whole or {}).items()}
+        fixed = {name: value.detach() for name, value in {**columns[0], **whole}.items()}
         for use in self.weights:
-            factor = use.part.function(**self._arguments(use, fixed, rows), **use.options).to(total.dtype)
-            factor = factor.reshape(len(rows))
-            weight = factor if weight is None else weight * factor
+            factors = self._call(use, {**fixed, "target": rows.targets[:, 0]}, rows).to(total.dtype)
+            weight = factors if weight is None else weight * factors
         if weight is not None:
-            total = total * torch.where(rows.valid[:, 0], weight.to(total.dtype), 0.0)
+            weight = torch.where(rows.valid[:, 0], weight.to(total.dtype), 0.0)
+            total = torch.where(weight == 0, 0.0, total * weight)  # 0 times an infinite loss is 0 here
         return total, parts
 
-    def _over_targets(self, value: Tensor, rows: Rows, use: Use) -> Tensor:
-        """The sum over a row's K targets of a term that differs between them; a term of the whole row counts once."""
-        zero = torch.zeros((), dtype=value.dtype, device=value.device)
-        if value.dim() == 1 or not {"lp", "ut"} & set(use.part.reads):
-            return torch.where(rows.valid[:, 0], value.reshape(len(rows)), zero)
-        value = torch.where(rows.valid, value, zero)
-        # Plain sums of scaled columns: autocast would round a product, and a tensor of the weights would be a copy
-        # from the host in every call.
-        total = value[:, 0]
-        for k, weight in enumerate(self.ahead[1:], 1):
-            total = total + weight * value[:, k]
-        return total
+    def _call(self, use: Use, have: Mapping[str, Tensor], rows: Rows) -> Tensor:
+        """What a part says of each row, (n,)."""
+        value = use.part.function(**self._arguments(use, have, rows), **use.options)
+        if value.shape != (len(rows),):
+            told = f"{tuple(value.shape)} for {len(rows)} targets; one number a target is meant"
+            raise ValueError(f"loss: {use.name} gives a tensor of shape {told}")
+        return value
 
     def _arguments(self, use: Use, have: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
         """What a part reads, by parameter name."""
@@ -135,12 +139,11 @@ class Measure:
         if name in ("u", "log_u"):
             prior = self.priors[str(use.prior)]
             return prior.log() if name == "log_u" else prior
-        if name == "target":
-            return rows.targets[:, 0]
         if name == "teacher_logits" and self.teacher is not None:
             return self.teacher(rows.inputs["teacher_hidden"])
         if name in rows.inputs:
-            return rows.inputs[name]
+            value = rows.inputs[name]
+            return value.to(have["lp"].dtype) if name == "position" and "lp" in have else value
         if name in use.part.optional:
             return None
         raise ValueError(f"loss: {use.name} reads {name}: pass it as extra={{{name!r}: ...}}")
@@ -173,7 +176,7 @@ def observe(logits: Tensor, log_p: Tensor, rows: Rows, *, detail: bool) -> dict[
         found["entropy"] = torch.where(valid, -(p * log_p.clamp_min(-1e30)).sum(1), 0.0)
         found["confidence"] = torch.where(valid, p.amax(1), 0.0)
         before = torch.arange(logits.shape[1], device=logits.device) < target
-        found["rank"] = ((logits > x) | ((logits == x) & before)).sum(1)
+        found["rank"] = torch.where(valid, ((logits > x) | ((logits == x) & before)).sum(1), 0)
     return found
 
 

@@ -21,7 +21,7 @@ from .head import Head
 from .liger import liger, serves
 from .measure import PER_ROW_DETAIL, Measure
 from .recipe import Counts, Recipe
-from .registry import hint
+from .registry import LISTS, hint
 from .rows import IGNORE, Rows, Selection, select
 from .terms import check
 
@@ -62,6 +62,9 @@ def build_objective(
         known = [field.name for field in fields(LossConfig)]
         if strange := [key for key in config if key not in known]:
             raise ValueError(f"loss: unknown key {strange[0]!r}{hint(strange[0], known)}")
+        for key in LISTS:
+            if not isinstance(config.get(key, ()), (list, tuple)):
+                raise ValueError(f"loss.{key}: takes a list, not {config[key]!r}")
         lists = {key: tuple(map(_long, config.get(key, ()))) for key in ("add", "weights", "logits")}
         config = LossConfig(**{**config, "base": _long(config.get("base", "ce")), **lists})
     if problems := check(config):
@@ -83,6 +86,7 @@ class Objective:
     def __init__(self, config: LossConfig, vocab_size: int, counts: Counts | None, sources: Sequence[str]):
         self.config, self.vocab_size = config, vocab_size
         self.recipe = Recipe(config, vocab_size, counts, sources)
+        self._whole_when_joined = False
 
     @property
     def reads(self) -> set[str]:
@@ -123,6 +127,9 @@ class Objective:
         head = head if isinstance(head, Head) else Head(head)
         if head.shard is None:
             self._check_vocabulary(len(head.weight))
+        elif not self._whole_when_joined:  # once: it takes a collective and waits for it
+            self._check_vocabulary(int(head.shard.sum(torch.tensor(len(head.weight), device=hidden.device))))
+            self._whole_when_joined = True
         dtype = torch.promote_types(hidden.dtype, head.weight.dtype)
         call = self._call(hidden, dtype, targets, weights, progress, detail, extra or {})
         picked = call.chosen.pick(hidden)
@@ -181,6 +188,9 @@ class Objective:
             )
         used = known - {"source", "position"} | self.reads | ({"position"} if detail else set())
         inputs = {name: value for name, value in inputs.items() if name in used}
+        for name in ("soft_labels", "teacher_logits"):
+            if name in inputs and inputs[name].shape[-1] != self.vocab_size:
+                raise ValueError(f"{name} over {inputs[name].shape[-1]} ids for a vocabulary of {self.vocab_size}")
         measure = self.recipe.at(progress, targets.device, torch.promote_types(dtype, torch.float32))
         chosen, rows = select(targets, weights, inputs, len(measure.ahead))
         return _Call(replace(measure, teacher=teacher), chosen, rows, detail)

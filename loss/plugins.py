@@ -7,6 +7,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def check_plugin(name: str, options: Mapping[str, Any], *, scaled: bool) -> list
     arguments = found[function].args
     known = [argument.arg for argument in arguments.kwonlyargs]
     reads = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args)}
-    known += [*(["coef"] if scaled else []), *(["prior"] if reads & {"lu", "ut", "log_u"} else [])]
+    known += [*(["coef"] if scaled else []), *(["prior"] if reads & {"lu", "ut", "u", "log_u"} else [])]
     return [
         ((name, option), f"{function} has no option {option!r}{hint(option, known)}")
         for option in options
@@ -61,11 +62,17 @@ def load(name: str, coef: float | None) -> Part:
     sys.modules[spec.name] = module  # dataclasses and pickles in the file look their module up
     try:
         spec.loader.exec_module(module)
-        return describe(getattr(module, function), coef)
-    except AttributeError:
-        raise ValueError(f"{path} has no function {function!r}") from None
-    except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+        )
+        raise ValueError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+    if not callable(found := getattr(module, function, None)):
+        raise ValueError(f"{path} has no function {function!r}")
+    try:
+        return describe(found, coef)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def digest(name: str) -> dict[str, str]:

@@ -81,6 +81,11 @@ class Products:
         """
         if not any(self.wanted):
             return
+        unit = None
+        if self.dtype == torch.float16:  # small weights would vanish below its range: keep size apart from shape
+            size = d_logits.abs().amax(1, keepdim=True).clamp_min(torch.finfo(self.exact).tiny)
+            d_logits, scale = d_logits / size, size if scale is None else size * scale
+            unit = scale.abs().amax().clamp_min(torch.finfo(self.exact).tiny)
         if self.d_bias is not None:
             self.d_bias.addmv_(d_logits.t(), d_logits.new_ones(len(d_logits)) if scale is None else scale.squeeze(1))
         grad = d_logits if d_logits.dtype == self.dtype else reuse.copy_(d_logits)
@@ -89,11 +94,15 @@ class Products:
             self.d_hidden[part] = product if scale is None else product * scale
         if self.d_weight is not None:
             rows = self.hidden[part].to(self.exact)
-            rows = (rows if scale is None else rows * scale).to(self.dtype)
-            self._add_weight(grad, rows)
+            rows = rows if scale is None else rows * (scale if unit is None else scale / unit)
+            self._add_weight(grad, rows.to(self.dtype), unit)
 
-    def _add_weight(self, grad: Tensor, rows: Tensor) -> None:
+    def _add_weight(self, grad: Tensor, rows: Tensor, unit: Tensor | None) -> None:
+        """Add grad^T rows, times `unit` where there is one."""
         assert self.d_weight is not None
+        if unit is not None:
+            self.d_weight.addcmul_(torch.mm(grad.t(), rows).to(self.exact), unit)
+            return
         if self.dtype == self.exact:
             self.d_weight.addmm_(grad.t(), rows)
             return

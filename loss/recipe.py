@@ -31,15 +31,17 @@ class Recipe:
         self.plugins: dict[str, str] = {}
         """sha256 of each file that parts were loaded from."""
         self._priors: dict[str, Tensor] = {}
-        self._tables: dict[str, Tensor] = {}
-        self._ids: dict[str, Tensor] = {}
-        self._at: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        self._tables: dict[tuple[Any, File | Ids], Tensor] = {}
+        """What options name, by value and kind: one file may be a table for one part and a prior for another."""
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Tensor], dict[Any, Tensor]]] = {}
         self.terms = [
             self._known(named, TERMS, "base" if i == 0 else "add") for i, named in enumerate((config.base, *config.add))
         ]
         self.weights = [self._known(named, WEIGHTS, "weights") for named in config.weights]
         self.transforms = [self._known(named, TRANSFORMS, "logits") for named in config.logits]
         self.ahead = config.ahead
+        if config.ahead and not any({"lp", "ut"} & set(part.reads) for part, _ in self.terms):
+            raise ValueError("loss.ahead: no term reads lp, so that none has later targets")
 
     def _known(self, named: Mapping[str, Any], known: Mapping[str, Part], key: str) -> tuple[Part, dict[str, Any]]:
         """A part with its options; the files that they name are read."""
@@ -52,13 +54,15 @@ class Recipe:
         if known is TRANSFORMS and (late := {*VECTORS, "log_p"} & set(part.reads)):
             raise ValueError(f"loss.{key}.{name}: reads {min(late)}, which is not known before the logits are")
         if problems := check_options(part, given):
-            raise ValueError("; ".join(f"loss.{key}.{name}.{'.'.join(map(str, p))}: {m}" for p, m in problems))
+            raise ValueError("; ".join(f"{'.'.join(map(str, ('loss', key, name, *p)))}: {m}" for p, m in problems))
         options = {**{k: v for k, v in part.options.items() if v is not inspect.Parameter.empty}, **given}
         for option, value in options.items():
             try:
                 self._read(part, option, value)
             except ValueError as error:
                 raise ValueError(f"loss.{key}.{name}.{option}: {error}") from None
+        if options.get("exclude_target") and bool((self._priors[options["prior"]] > 1 - 1e-9).any()):
+            raise ValueError(f"loss.{key}.{name}.exclude_target: the prior has one id alone, and nothing is left of it")
         if "source" in part.reads and "by" in options:
             unknown = [source for source in options["by"] if source not in self.sources]
             if unknown:
@@ -70,12 +74,12 @@ class Recipe:
     def _read(self, part: Part, option: str, value: Any) -> None:
         """Read the file or make the prior that an option names, and check ids; most options are none of these."""
         hint_of = part.hints[option]
-        if (mark := marked(hint_of, File)) and value not in self._tables:
-            self._tables[value] = load_table(value, mark, self.vocab_size)
+        if mark := marked(hint_of, File):
+            self._tables[value, mark] = load_table(value, mark, self.vocab_size)
         if marked(hint_of, Ids):
             if strange := [i for i in value if i >= self.vocab_size]:
                 raise ValueError(f"{strange[0]} is no id of a vocabulary of {self.vocab_size}")
-            self._ids[str(value)] = torch.tensor(value, dtype=torch.int64)
+            self._tables[tuple(value), Ids()] = torch.tensor(value, dtype=torch.int64)
         if option != "prior":
             return
         if value not in self._priors:
@@ -109,20 +113,17 @@ class Recipe:
     @property
     def may_read(self) -> set[str]:
         """Names of inputs that are read where `extra` has them."""
-        return {name for part, _ in self.terms for name in part.optional}
+        return {name for part, _ in (*self.terms, *self.weights, *self.transforms) for name in part.optional}
 
     def at(self, progress: float, device: torch.device, dtype: torch.dtype) -> Measure:
         """The loss at a moment of the run: coefficients as numbers, priors and tables on the device."""
-        here = self._at.setdefault((device, dtype), {})
-        if not here:
-            floats = {**self._priors, **self._tables}
-            here |= {name: value.to(device, dtype) for name, value in floats.items()}
-            here |= {name: value.to(device) for name, value in self._ids.items()}
+        priors, tables = self._on(device, dtype)
 
         def use(part: Part, options: Mapping[str, Any]) -> Use:
             now = {name: value_at(value, progress) for name, value in options.items()}
-            loaded = {name for name in now if marked(part.hints[name], File) or marked(part.hints[name], Ids)}
-            now |= {name: here[str(now[name])] for name in loaded}
+            for name, value in options.items():
+                if mark := marked(part.hints[name], File) or marked(part.hints[name], Ids):
+                    now[name] = tables[tuple(value) if isinstance(mark, Ids) else value, mark]
             coef, prior = now.pop("coef", 1.0), now.pop("prior", None)
             return Use(part.name, part, now, coef, prior)
 
@@ -130,6 +131,17 @@ class Recipe:
             terms=[use(*item) for item in self.terms],
             weights=[use(*item) for item in self.weights],
             transforms=[use(*item) for item in self.transforms],
-            priors=here,
+            priors=priors,
             ahead=(1.0, *(value_at(value, progress) for value in self.ahead)),
         )
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Priors and tables on a device; ids stay integers."""
+        if (device, dtype) not in self._copies:
+            priors = {name: value.to(device, dtype) for name, value in self._priors.items()}
+            tables = {
+                key: value.to(device, dtype if value.is_floating_point() else value.dtype)
+                for key, value in self._tables.items()
+            }
+            self._copies[device, dtype] = (priors, tables)
+        return self._copies[device, dtype]

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,6 +28,11 @@ WHOLE = frozenset({"log_p", "logits"})
 """What a term can read that is a number for each id: then autograd finds the gradient, a chunk at a time."""
 PRIORS = ("uniform", "unigram")
 SHAPES = ("linear", "cosine")
+ALIASES = {
+    "cross_entropy": "ce", "crossentropy": "ce", "nll": "ce", "label_smoothing": "smooth", "z_loss": "z",
+    "kl_div": "kl", "distillation": "kl", "entropy": "confidence", "logit_adjustment": "adjust",
+}  # fmt: skip
+"""What parts are also called."""
 LISTS = ("add", "weights", "logits")
 """Keys of a loss config that hold lists of named parts."""
 Coefficient = Annotated[float, Ge(0)]
@@ -72,7 +76,7 @@ class Part:
 
     @property
     def needs_prior(self) -> bool:
-        return not {"lu", "ut", "log_u"}.isdisjoint(self.reads)
+        return not {"lu", "ut", "u", "log_u"}.isdisjoint(self.reads)
 
     @property
     def whole(self) -> bool:
@@ -95,6 +99,8 @@ def describe(function: Callable[..., Any], coef: float | None = None) -> Part:
         raise TypeError(f"{function.__name__}: an annotation cannot be read: {error}") from None
     hints: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name in ("coef", "prior"):
+            raise TypeError(f"{function.__name__}: every part that can have an option {name} has it already")
         if parameter.kind is parameter.KEYWORD_ONLY:
             options[name], hints[name] = parameter.default, found.get(name, float)
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -240,12 +246,12 @@ def marked(annotation: Any, kind: type[M]) -> M | None:
     return next((mark for mark in marks if isinstance(mark, kind)), None)
 
 
-def resolve_paths(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A `loss` section in long form whose paths, relative to `folder`, are made absolute: plugins, files, priors."""
+def map_paths(section: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A `loss` section in long form with `change` made to every path in it: of plugins, tables and priors."""
 
     def option(name: str, value: Any) -> Any:
         path = isinstance(value, str) and (name == "file" or (name == "prior" and value not in PRIORS))
-        return str((folder / value).resolve()) if path else value
+        return change(value) if path else value
 
     def named(entry: Any) -> Any:
         if not isinstance(entry, Mapping):
@@ -254,7 +260,7 @@ def resolve_paths(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for name, options in entry.items():
             if isinstance(name, str) and ".py:" in name:
                 file, _, function = name.rpartition(":")
-                name = f"{(folder / file).resolve()}:{function}"
+                name = f"{change(file)}:{function}"
             if isinstance(options, Mapping):
                 options = {key: option(key, value) for key, value in options.items()}
             found[name] = options
@@ -271,5 +277,6 @@ def resolve_paths(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def hint(word: Any, known: Any) -> str:
     """A suggestion: the known word nearest to `word`, or all of them."""
-    near = get_close_matches(str(word), list(known), n=1)
+    word = str(word).lower()
+    near = [ALIASES[word]] if ALIASES.get(word) in known else get_close_matches(word, list(known), n=1)
     return f" — did you mean {near[0]!r}?" if near else f" (there are: {', '.join(known) or 'none'})"

@@ -47,21 +47,24 @@ class Selection:
     """bool (N,): rows with a target."""
     index: Tensor | None
     """int64 (n,): the rows that are computed; None: all of them."""
+    masked: bool
+    """Whether some rows that are computed may have no target."""
 
     @classmethod
     def of(cls, targets: Tensor) -> "Selection":
         """On a CPU the rows with a target alone, so that masked ones cost nothing. Elsewhere to count them would make
         the host wait for the device: there all rows are computed, the masked ones on zeros."""
         flat = (targets != IGNORE).flatten()
-        keep = targets.device.type == "cpu" and not bool(flat.all())
-        return cls(targets.shape, flat, flat.nonzero().squeeze(1) if keep else None)
+        if targets.device.type != "cpu":
+            return cls(targets.shape, flat, None, masked=True)
+        return cls(targets.shape, flat, None if bool(flat.all()) else flat.nonzero().squeeze(1), masked=False)
 
     def pick(self, values: Tensor) -> Tensor:
         """(..., *) of the call to (n, *), differentiable. What stood in rows without a target, NaN too, is gone."""
         rows = values.reshape(len(self.flat), *values.shape[len(self.shape) :])
         if self.index is not None:
             return rows.index_select(0, self.index)
-        if values.device.type == "cpu":
+        if not self.masked:
             return rows
         keep = self.flat.view(-1, *[1] * (rows.dim() - 1))
         return torch.where(keep, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
@@ -83,15 +86,13 @@ def select(targets: Tensor, weights: Tensor | None, extra: Mapping[str, Tensor],
     inputs = {name: _widen(name, value, targets.shape) for name, value in extra.items()}
     stack = targets.unsqueeze(-1) if depth == 1 else ahead(targets, _position(extra), depth)
     picked = chosen.pick(stack)
-    valid = picked != IGNORE if chosen.index is not None or targets.device.type == "cpu" else _valid(picked, chosen)
+    valid = picked != IGNORE
+    if chosen.masked:
+        valid = valid & chosen.flat.unsqueeze(-1)
     weight = None if weights is None else chosen.pick(_widen("weights", weights, targets.shape))
     return chosen, Rows(
         picked.clamp_min(0), valid, weight, {name: chosen.pick(value) for name, value in inputs.items()}
     )
-
-
-def _valid(picked: Tensor, chosen: Selection) -> Tensor:
-    return (picked != IGNORE) & chosen.flat.unsqueeze(-1)
 
 
 def _position(extra: Mapping[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -34,15 +35,21 @@ def load_table(path: str, mark: File, vocab_size: int) -> Tensor:
     Raises ValueError for another shape, for a number below 0 or not finite, and for a row that should be a
     distribution and does not sum to 1.
     """
+    suffix = Path(path).suffix
+    if suffix not in (".npy", ".json"):
+        raise ValueError(f"{path} is neither .npy nor .json")
     try:
-        if Path(path).suffix == ".json":
-            values = np.asarray(json.loads(Path(path).read_text()), dtype=np.float64)
-        else:
-            values = np.load(path, allow_pickle=False).astype(np.float64)
+        raw = json.loads(Path(path).read_text()) if suffix == ".json" else np.load(path, allow_pickle=False)
+        values = np.asarray(raw, dtype=np.float64)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no .npy or .json of numbers: {error}") from None
+    except (
+        ValueError,
+        TypeError,
+        EOFError,
+        BadZipFile,
+    ):  # an array of objects, which would have to be unpickled, is one too
+        raise ValueError(f"{path} holds something else than numbers") from None
     shape = (vocab_size,) * mark.dims
     if values.shape != shape:
         raise ValueError(f"{path} has the shape {values.shape}, not {shape}")

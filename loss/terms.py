@@ -24,7 +24,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from .config import LossConfig
 from .plugins import check_plugin, is_plugin
-from .registry import BySource, Coefficient, File, Ids, Part, Problem, check_named, check_value, describe
+from .registry import BySource, Coefficient, File, Ids, Part, Place, Problem, check_named, check_value, describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,9 +166,11 @@ def unlikelihood(
     candidates = chosen if negatives is None else _columns(chosen, negatives)
     lp = log_p.gather(-1, candidates.clamp_min(0))
     counts = (candidates >= 0) & (candidates != target.unsqueeze(-1))
-    # log(1 - e^lp), by expm1: exact for small p. At p = 1 it is -inf; the floor keeps loss and gradient finite.
-    unlike = (-lp.expm1()).clamp_min(1e-12).log()
-    return -(unlike * counts).sum(-1)
+    # log(1 - p) from p rounds to log 0 where p is near 1. Only the likeliest id can be: there, the sum of the rest.
+    top = log_p.argmax(-1, keepdim=True)
+    rest = log_p.scatter(-1, top, -math.inf).logsumexp(-1, keepdim=True)
+    unlike = rest.where(candidates == top, (-lp.clamp_max(-0.6).exp()).log1p())
+    return -unlike.where(counts, 0.0).sum(-1)
 
 
 def _columns(left: "Tensor", right: "Tensor") -> "Tensor":
@@ -221,7 +223,7 @@ def jsd(
 ) -> "Tensor":
     """Generalized Jensen-Shannon distillation (GKD, Agarwal et al. 2024, arXiv:2306.13649), T^2 (beta KL(q, m) + (1 - beta) KL(p, m)), m = beta q + (1 - beta) p."""  # noqa: E501
     log_q, log_p = _pair(teacher_logits, logits, temperature, top_k)
-    log_m = (log_q + math.log(beta)).logaddexp(log_p + math.log1p(-beta))
+    log_m = (_finite(log_q) + math.log(beta)).logaddexp(_finite(log_p) + math.log1p(-beta))
     return temperature**2 * (beta * _divergence(log_q, log_m) + (1 - beta) * _divergence(log_p, log_m))
 
 
@@ -237,7 +239,7 @@ def _pair(teacher: "Tensor", student: "Tensor", temperature: float, top_k: int) 
 
 def _with_rest(log_p: "Tensor", ids: "Tensor") -> "Tensor":
     """log p of `ids` (N, k), and of all others together: (N, k + 1)."""
-    rest = log_p.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
+    rest = _finite(log_p).scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
     return _columns(log_p.gather(-1, ids), rest)
 
 
@@ -297,7 +299,7 @@ def probability(lp: "Tensor", *, power: Annotated[float, Ge(0)] = 1.0) -> "Tenso
 @transform
 def softcap(logits: "Tensor", *, cap: Annotated[float, Gt(0)] = 30.0) -> "Tensor":
     """cap tanh(x / cap) (Gemma 2, arXiv:2408.00118) while training: keeps logits from growing."""
-    return cap * (logits / cap).tanh()
+    return (cap * (logits / cap).tanh()).where(logits > -math.inf, logits)  # a banned id stays banned
 
 
 @transform
@@ -326,11 +328,11 @@ def check(config: LossConfig) -> list[Problem]:
     ]
     for place, named, known, what in places:
         plugin = len(named) == 1 and is_plugin(next(iter(named)))
-        found = (
-            check_plugin(*next(iter(named.items())), scaled=known is TERMS)
-            if plugin
-            else check_named(named, known, what)
-        )
+        if plugin:
+            found = check_plugin(*next(iter(named.items())), scaled=known is TERMS)
+        else:
+            found = check_named(named, known, what)
+            found = [(path, _misplaced(path, known) or message) for path, message in found]
         problems += [((*place, *path), message) for path, message in found]
     if config.chunk != "auto":
         problems += [(("chunk", *path), text) for path, text in check_value(Annotated[int, Ge(1)], config.chunk)]
@@ -338,3 +340,11 @@ def check(config: LossConfig) -> list[Problem]:
     for i, value in enumerate(config.ahead):
         problems += [(("ahead", i, *path), text) for path, text in check_value(Coefficient, value)]
     return problems
+
+
+def _misplaced(path: Place, known: dict[str, Part]) -> str:
+    """Where a name belongs that is none of `known`; empty when nowhere."""
+    homes = {"loss.base and loss.add": TERMS, "loss.weights": WEIGHTS, "loss.logits": TRANSFORMS}
+    name = path[0] if len(path) == 1 else None
+    home = next((key for key, parts in homes.items() if name in parts and parts is not known), None)
+    return f"{name!r} is for {home}" if home and name not in known else ""

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def measure(run: Path, which: str, device_name: str | None, *, detail: bool = Fa
     """
     from assemble import State, build, set_up_process
     from data import prepare
+    from loss import LossConfig
     from trainer.distributed import Place, Ranks, pick_device
 
     checkpoint = find_checkpoint(run, which, warn=lambda reason: print(f"warning: {reason}", file=sys.stderr))
-    config, place = load(run / "config.yaml"), Place()
+    # Scores are nll whatever was trained on: neither teacher nor tables are needed.
+    config, place = replace(load(run / "config.yaml"), loss=LossConfig()), Place()
     device = pick_device(device_name or config.run.device, place)
     set_up_process(config, place, device)
     state = State.read(checkpoint)

@@ -1,6 +1,7 @@
 """Losses in whole runs: both heads, moving coefficients over a resume, plugins, a teacher, and the detail."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import durable
 import train
 from configs import load
 from data import Loader, prepare
-from scripts import check_loss, evaluate
+from scripts import check_loss, evaluate, summary
 from tests.conftest import Bench, exact, read_lines
 
 SHORT = ("train.steps=12", "eval.every=6", "save.every=6", "track.every=3", "eval.max_tokens=2048",
@@ -84,28 +85,43 @@ def test_a_loss_of_ones_own(bench: Bench, run: Run, tmp_path: Path, capsys):
     assert "Every check holds." in capsys.readouterr().out
     assert run("own", "train.steps=6", config=str(config)) == 0
     path = bench.runs / "own"
-    (kept,) = (path / "plugins").iterdir()
+    (kept,) = (path / "files").iterdir()
     assert kept.read_text() == PLUGIN and kept.name.endswith("_mine.py")
     assert "term/mine" in "".join(bench.rows("own")[0])
+    assert run("own", "train.steps=8", config=str(config)) == 0
+    assert [line["key"] for line in read_lines(path / "changes.jsonl")] == ["train.steps"]
 
-    # Another content under the same name is the same config: the run goes on, and says so.
+    # Another content under the same name is another loss: the run goes on, and both are on record.
     (tmp_path / "mine.py").write_text(PLUGIN.replace("(-lp) ** power", "-lp * power"))
     assert run("own", config=str(config)) == 0
-    assert "mine.py" in read_lines(path / "changes.jsonl")[-1]["new"]
-    assert len(list((path / "plugins").iterdir())) == 2
+    (change,) = (line for line in read_lines(path / "changes.jsonl") if line["key"] == "loss.base")
+    assert f"files/{kept.name}:mine" in change["old"] and change["old"] != change["new"]
+    assert len(list((path / "files").iterdir())) == 2
 
-    # The resolved config alone starts the same loss, from wherever it lies.
-    assert str(tmp_path / "mine.py") in (path / "config.yaml").read_text()
-    assert load(path / "config.yaml").loss == load(config).loss
+    # The run's directory alone holds its loss: it can be moved, scored and repeated without the file.
+    (tmp_path / "mine.py").unlink()
+    moved = path.rename(bench.runs / "moved")
+    assert evaluate.main([str(moved)]) == 0 and summary.main([str(moved)]) == 0
+    assert train.main([str(moved / "config.yaml"), "run.name=again", *SHORT]) == 0
+    again = bench.runs / "again"
+    assert [f.name for f in (again / "files").iterdir()][0] in [f.name for f in (moved / "files").iterdir()]
+
+
+def test_a_table_that_a_loss_reads_is_kept_too(bench: Bench, run: Run, tmp_path: Path):
+    np.save(tmp_path / "prior.npy", np.ones(257))
+    assert run("tabled", f"loss.base={{smooth: {{prior: {tmp_path}/prior.npy}}}}", "train.steps=2") == 0
+    (tmp_path / "prior.npy").unlink()
+    assert train.main([str(bench.runs / "tabled" / "config.yaml"), "run.name=tabled-again"]) == 0
+    assert exact(bench.rows("tabled")) == exact(bench.rows("tabled-again"))
 
 
 @pytest.mark.parametrize(
     "source, told",
     [
-        ("def mine(lp):\n    return lp.mean() - 2 * lp", "fails a check (both heads agree in fp64"),
-        ("def mine(lp, *, power=1.0):\n    return lp.detach()", "fails a check (both heads agree in fp64"),
+        ("def mine(lp):\n    return lp.mean() - 2 * lp", "fails a check (no target depends on another"),
+        ("def mine(lp, *, power=1.0):\n    return lp.detach()", "fails a check (no target depends on another"),
         ("import no_such_module\ndef mine(lp):\n    return -lp", "No module named 'no_such_module'"),
-        ("def mine(lp, nothing):\n    return -lp", "reads nothing, which training does not have"),
+        ("def mine(lp, nothing):\n    return -lp", "mine reads nothing, which training does not have"),
         ("def mine(*lp):\n    return -lp", "*lp says neither"),
         ("def mine(lp:\n", "is not Python"),
         ("def other(lp):\n    return -lp", "has no function 'mine'"),
@@ -131,7 +147,14 @@ def test_a_teacher(bench: Bench, run: Run, capsys):
     row = bench.rows("student")[-1]
     assert row["train/loss"] == pytest.approx(row["train/term/ce"] + row["train/term/kl"], rel=1e-6)
     assert row["train/term/ce"] == pytest.approx(row["train/nll"] / 2, rel=1e-6) and row["train/term/kl"] > 0
-    # A student that starts as its teacher has nothing to learn from it; the teacher itself never moves.
+    # Another teacher under the same name is noticed, and scores do not need one.
+    shutil.rmtree(bench.runs / "teacher")
+    assert run("teacher", "train.steps=6") == 0
+    assert run("student", f"{distill}{bench.runs / 'teacher'}}}", "model.dim=32") == 0
+    assert read_lines(bench.runs / "student" / "changes.jsonl")[-1]["key"] == "loss.teacher's weights"
+    aside = (bench.runs / "teacher").rename(bench.runs / "aside")
+    assert evaluate.main([str(bench.runs / "student")]) == 0
+    aside.rename(bench.runs / "teacher")
     for wrong, told in (
         (f"{distill}{bench.runs / 'absent'}}}", "no such run"),
         (f"loss={{base: ce, teacher: {bench.runs / 'teacher'}}}", "no term reads a teacher's logits"),
@@ -142,15 +165,21 @@ def test_a_teacher(bench: Bench, run: Run, capsys):
     longer = (f"{distill}{bench.runs / 'teacher'}}}", "model.context=128", "train.batch_tokens=2048")
     assert run("refused", *longer) == 2
     assert "has a context of 64, this run's 128" in capsys.readouterr().err
-    other = (f"{distill}{bench.runs / 'teacher'}}}", "data.tokenizer={train: {vocab_size: 300}}")
+    other = (f"{distill}{bench.runs / 'teacher'}}}", "data.tokenizer={train: {vocab_size: 257}}")
     assert run("refused", *other) == 2
     assert "another tokenizer" in capsys.readouterr().err
+    other = (other[0], "data.tokenizer={train: {vocab_size: 300}}")
+    assert train.main([*bench.arguments("refused", *other)[1:], "data.dir=/nowhere", "--dry-run"]) == 2
+    assert "predicts 257 ids, this run 300" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "loss, told",
     [
-        ("soft", "reads soft_labels, which training does not have"),
+        ("soft", "soft reads soft_labels, which training does not have"),
+        ("unlikelihood", "teaches nothing"),
+        ("{base: {ce: {coef: 0}}}", "teaches nothing"),
+        ("{base: confidence, ahead: [0.5]}", "no term reads lp"),
         ("{base: ce, weights: [{sources: {by: {web: 2}}}]}", "no source 'web'; there are: stdlib"),
         ("{base: {transition: {file: nowhere.npy}}}", "nowhere.npy cannot be read"),
         ("{base: {unlikelihood: {ids: [257]}}}", "257 is no id of a vocabulary of 257"),

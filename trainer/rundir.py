@@ -8,12 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from durable import atomic_write, file_lock
+from durable import atomic_write, file_lock, sha256
 
 RunState = Literal["running", "done", "stopped", "bad_input", "damaged", "diverged", "failed"]
 EXIT_CODES: dict[RunState, int] = {
@@ -109,13 +109,16 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def keep_copies(folder: Path, files: Mapping[str, str]) -> list[str]:
-    """Copy files, given with their sha256, into `folder`; returns those that it did not have, a few words each."""
-    new = []
-    for name, digest in files.items():
-        kept = folder / f"{digest[:12]}_{Path(name).name}"
-        if not kept.exists():
-            folder.mkdir(exist_ok=True)
-            atomic_write(kept, Path(name).read_bytes())
-            new.append(f"{name} ({digest[:12]})")
-    return new
+def kept_name(file: str) -> str:
+    """The name, inside a run's directory, of a copy of a file: by content, so that another content is another name."""
+    name, digest = Path(file).name, sha256(Path(file))[:12]
+    return f"files/{name if name.startswith(digest) else f'{digest}_{name}'}"
+
+
+def keep_copy(run: Path, file: str) -> str:
+    """Copy a file into a run that has none of its content; returns the copy's name inside the run."""
+    kept = run / kept_name(file)
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        atomic_write(kept, Path(file).read_bytes())
+    return str(kept.relative_to(run))

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loss import Head, build_objective, chunk_rows
-from loss.proof import Problem
+from loss.proof import CHECKS, Problem
+from loss.rows import IGNORE, Selection
+from tests.loss.test_terms import CONFIGS, build, name
 
 BOTH = pytest.mark.parametrize("fused", ["on", "off"])
 
@@ -164,6 +166,53 @@ def test_the_weights_gradient_is_summed_in_fp32_over_chunks(chunks):
     assert (ours - truth).norm() <= 1.1 * (plain - truth).norm()
 
 
+def test_a_wide_vocabulary_in_bf16():
+    """The weight's gradient is added in blocks of ids; more than one of them."""
+    torch.manual_seed(5)
+    h, w, t = torch.randn(20, 4), torch.randn(9000, 4, requires_grad=True), torch.randint(0, 9000, (20,))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = torch.autograd.grad(F.cross_entropy(F.linear(h, w), t), w)[0]
+        ours = torch.autograd.grad(objective(v=9000)(h, w, t).loss, w)[0]
+    torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-5)
+
+
+@pytest.mark.parametrize("config", ["ce", {"base": {"smooth": {}}}, {"base": "confidence"}], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 1e-4])
+def test_fp16_keeps_small_gradients(config, weight):
+    """In fp16 the loss is scaled after its gradients exist: they must not have vanished before."""
+    torch.manual_seed(6)
+    o = objective(config)
+    h, w, t = torch.randn(20, 4), torch.randn(11, 4), torch.randint(0, 11, (20,))
+    gradients = []
+    for dtype in (torch.float64, torch.float16):
+        leaves = [x.to(dtype).requires_grad_() for x in (h, w)]
+        loss = o(*leaves, t, torch.full((20,), weight)).loss * 1024 / weight
+        gradients.append([g.double() for g in torch.autograd.grad(loss, leaves)])
+    for exact, half in zip(*gradients, strict=True):
+        assert (half - exact).norm() < 5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_the_loss_of_many_small_terms_is_summed_exactly(fused):
+    """100 000 rows of 1e-3 nats in fp32 after one of 1e4: a running fp32 sum would lose the small ones."""
+    n = 100_000
+    logits = torch.zeros(n + 1, 2)
+    logits[1:, 0] = 6.907  # -log sigmoid(6.907) is about 1e-3
+    logits[0, 1] = 1e4
+    o = objective(v=2, fused=fused, chunk=4096)
+    out = o(logits, torch.eye(2), torch.zeros(n + 1, dtype=torch.int64), denom=1)
+    truth = F.cross_entropy(logits.double(), torch.zeros(n + 1, dtype=torch.int64), reduction="sum")
+    assert float(out.loss) == pytest.approx(float(truth), rel=1e-6)
+
+
+@BOTH
+def test_a_denominator_of_nothing_is_one(fused):
+    h, w = torch.randn(3, 2), torch.randn(11, 2)
+    o = objective(fused=fused)
+    losses = [o(h, w, torch.tensor([1, 2, 3]), denom=d).loss for d in (0, 1, torch.tensor(0), torch.tensor(1))]
+    assert len({loss.item() for loss in losses}) == 1 and losses[0].isfinite()
+
+
 @BOTH
 def test_autocast_leaves_fp64_alone(fused):
     problem = Problem.random(objective(fused=fused), 3)
@@ -219,3 +268,34 @@ def test_it_stays_out_of_a_compiled_step():
 @pytest.mark.soak
 def test_it_stays_out_of_a_step_compiled_by_inductor():
     compiled("inductor")
+
+
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """Rows as they are elsewhere than on a CPU: all of them are computed, the masked ones too."""
+    monkeypatch.setattr(
+        Selection, "of", classmethod(lambda cls, t: cls(t.shape, (t != IGNORE).flatten(), None, masked=True))
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_masked_rows_count_nowhere_where_they_are_computed_too(on_a_device, config, tmp_path):
+    for check in ("both heads agree in fp64", "masked rows are not there", "nothing to learn is zero",
+                  "nll is plain", "micro-batches add up", "banned ids are not there"):  # fmt: skip
+        CHECKS[check](build(config, tmp_path), 2)
+
+
+def test_detail_counts_no_masked_row_where_it_is_computed_too(on_a_device):
+    torch.manual_seed(8)
+    logits, targets = torch.randn(30, 7, dtype=torch.float64), torch.randint(0, 7, (30,))
+    targets[::3] = IGNORE
+    o = build_objective({"base": "ce", "fused": "on"}, vocab_size=7, counts=torch.arange(7))
+    extra = {"position": torch.arange(30)}
+    every = o(logits, torch.eye(7).double(), targets, detail=True, per_token=True, extra=extra)
+    keep = targets != IGNORE
+    valid = o(
+        logits[keep], torch.eye(7).double(), targets[keep], detail=True, extra={"position": torch.arange(30)[keep]}
+    )
+    for key, value in valid.sums.items():
+        torch.testing.assert_close(every.sums[key], value, msg=key)
+    assert not any(value[~keep].any() for value in every.per_token.values())

@@ -15,9 +15,11 @@ from loss.rows import IGNORE
 from scripts.doctor import ROOT
 
 CPU = torch.device("cpu")
+PLAIN = (CPU, torch.float32, torch.float32, None, False, None)
 
 
 def plain(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    assert targets.min() >= 0 or targets.min() == IGNORE
     logits = head.logits(hidden)
     return F.cross_entropy(logits, targets, reduction="sum"), logits.argmax(1)
 
@@ -31,7 +33,7 @@ def forget():
 
 def test_a_right_kernel_is_taken_and_a_wrong_one_is_not(monkeypatch):
     monkeypatch.setattr(liger, "cross_entropy", plain)
-    assert liger.found_right(CPU, torch.float32)
+    assert liger.found_right(*PLAIN)
     for wrong in (
         lambda h, head, t: (plain(h, head, t)[0] * 1.01, plain(h, head, t)[1]),
         lambda h, head, t: (plain(h.detach(), head, t)[0] + 0 * h.sum(), plain(h, head, t)[1]),
@@ -41,14 +43,14 @@ def test_a_right_kernel_is_taken_and_a_wrong_one_is_not(monkeypatch):
         monkeypatch.setattr(liger, "cross_entropy", wrong)
         liger.found_right.cache_clear()
         with pytest.warns(UserWarning, match="liger-kernel is not used"):
-            assert not liger.found_right(CPU, torch.float32)
+            assert not liger.found_right(*PLAIN)
 
 
 def test_without_it_nothing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not liger.found_right(CPU, torch.float32)
+        assert not liger.found_right(*PLAIN)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -96,7 +98,13 @@ def test_it_serves_plain_cross_entropy_alone(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="needs the extra `liger`")
 def test_the_kernel_itself_in_triton_s_interpreter():
     """On a CPU, in a process of its own: the interpreter is chosen when triton is imported."""
-    code = "import torch; from loss.liger import found_right; assert found_right(torch.device('cpu'), torch.float32)"
+    code = """
+import torch
+from loss.liger import found_right
+cpu, f32, bf16 = torch.device("cpu"), torch.float32, torch.bfloat16
+for case in ((f32, f32, None, False, None), (bf16, bf16, None, False, None), (f32, f32, None, True, None)):
+    assert found_right(cpu, *case), case
+"""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

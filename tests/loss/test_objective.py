@@ -229,7 +229,11 @@ def test_metrics_are_ratios_of_sums():
 @pytest.mark.parametrize(
     "config, told",
     [
-        ("crossentropy", "unknown loss term 'crossentropy' (there are: ce, smooth, z, focal"),
+        ("crossentropy", "unknown loss term 'crossentropy' — did you mean 'ce'?"),
+        ("perplexity", "unknown loss term 'perplexity' (there are: ce, smooth, z, focal"),
+        ({"base": "ce", "add": ["position"]}, "'position' is for loss.weights"),
+        ({"base": "ce", "add": {"z": {"coef": 1.0}}}, "loss.add: takes a list"),
+        ({"base": "ce", "weights": "position"}, "loss.weights: takes a list"),
         ({"base": {"smoth": {}}}, "did you mean 'smooth'?"),
         ({"base": {"smooth": {"epsilon": 0.1}}}, "loss.base.smooth.epsilon: smooth has no option 'epsilon'"),
         ({"base": {"smooth": {"eps": 1}}}, "1 is not below 1"),

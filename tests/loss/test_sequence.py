@@ -153,7 +153,7 @@ def test_where_all_rows_are_computed_masked_ones_are_0_too(monkeypatch):
     hidden, weight, b, targets, upstream = problem()
     expected = token_log_probs(hidden, Head(weight, b), targets)
     slopes = gradients(expected, upstream, hidden, weight, b)
-    all_rows = classmethod(lambda cls, targets: cls(targets.shape, (targets != -100).flatten(), None))
+    all_rows = classmethod(lambda cls, targets: cls(targets.shape, (targets != -100).flatten(), None, masked=True))
     monkeypatch.setattr(Selection, "of", all_rows)
     ours = token_log_probs(hidden, Head(weight, b), targets)
     torch.testing.assert_close(ours, expected)

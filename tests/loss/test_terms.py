@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from loss import TERMS, TRANSFORMS, WEIGHTS, Objective, build_objective
+from loss import TERMS, TRANSFORMS, WEIGHTS, Head, Objective, build_objective
 from loss.proof import CHECKS, Problem, prove, variant
 from loss.rows import IGNORE
 
@@ -247,8 +248,6 @@ def test_transforms_change_the_loss_alone(tmp_path):
 @each_config
 def test_a_head_with_softcap_and_no_bias(config, softcap, tmp_path):
     """The model's own softcap is part of nll too."""
-    from loss import Head
-
     objective = build(config, tmp_path)
     p = Problem.random(objective, 9)
     heads = {}
@@ -334,8 +333,138 @@ def test_all_of_the_vocabulary_is_no_top_k(tmp_path):
     assert losses[0] == losses[1] > losses[2] > 0  # what is lumped together cannot diverge more
 
 
+@pytest.mark.parametrize("fused", ["on", "off"])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_where_the_target_is_certain_or_nearly(fused, gamma):
+    """(1 - p)^gamma by expm1: exact for p near 1, and no NaN at p = 1."""
+    o = build_objective({"base": {"focal": {"gamma": gamma}}, "fused": fused}, vocab_size=2)
+    gap = torch.tensor([14.0, 200.0])
+    x = torch.stack([gap, torch.zeros(2)], 1).requires_grad_()
+    out = o(x, torch.eye(2), torch.zeros(2, dtype=torch.int64), per_token=True, denom=1)
+    (gradient,) = torch.autograd.grad(out.loss, x)
+    q = math.exp(-14) / (1 + math.exp(-14))  # 1 - p
+    assert out.per_token["loss"][0].item() == pytest.approx(q**gamma * -math.log1p(-q), rel=0.05)
+    assert out.per_token["loss"][1] == 0 and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_unlikelihood_pushes_where_the_unwanted_id_is_certain(fused):
+    o = build_objective({"base": {"unlikelihood": {"ids": [0]}}, "fused": fused}, vocab_size=3)
+    for margin in (1.0, 17.0, 40.0):
+        x = torch.tensor([[margin, 0.0, -1e4]], requires_grad=True)
+        out = o(x, torch.eye(3), torch.tensor([1]))
+        truth = math.log1p(math.exp(margin))  # -log(1 - p) of a logit ahead of one other
+        assert out.loss.item() == pytest.approx(truth, rel=1e-6)
+        assert torch.autograd.grad(out.loss, x)[0][0, 0].item() == pytest.approx(1 / (1 + math.exp(-margin)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "base", [{"jsd": {}}, {"kl": {"top_k": 3}}, {"reverse_kl": {"top_k": 3}}, {"jsd": {"top_k": 3}}]
+)
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_distillation_where_teacher_and_student_ban_an_id(fused, base):
+    x = torch.randn(5, 4, dtype=torch.float64)
+    bias = torch.tensor([0.0, 0.0, 0.0, -math.inf], dtype=torch.float64)
+    x.requires_grad_()
+    o = build_objective({"base": base, "fused": fused}, vocab_size=4)
+    teacher = torch.randn(5, 4, dtype=torch.float64) + bias
+    out = o(x, Head(torch.eye(4).double(), bias), torch.tensor([0, 1, 2, 0, 1]), extra={"teacher_logits": teacher})
+    allowed = build_objective({"base": {k: {} for k in base}}, vocab_size=3)
+    wanted = allowed.from_logits(x[:, :3], torch.tensor([0, 1, 2, 0, 1]), extra={"teacher_logits": teacher[:, :3]})
+    torch.testing.assert_close(out.loss, wanted.loss)
+    torch.testing.assert_close(torch.autograd.grad(out.loss, x), torch.autograd.grad(wanted.loss, x))
+
+
+def test_a_teacher_gets_no_gradient():
+    logits, teacher = torch.randn(4, 5), torch.randn(4, 5, requires_grad=True)
+    for fused in ("on", "off"):
+        o = build_objective({"base": "kl", "fused": fused}, vocab_size=5)
+        x = logits.clone().requires_grad_()
+        o(x, torch.eye(5), torch.arange(4), extra={"teacher_logits": teacher}).loss.backward()
+        assert teacher.grad is None and x.grad.any()
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_one_file_may_be_a_prior_and_a_table(fused, tmp_path):
+    path = str(tmp_path / "numbers.npy")
+    np.save(path, TABLE.numpy())
+    loss = {"base": {"smooth": {"prior": path}}, "weights": [{"classes": {"file": path}}], "fused": fused}
+    o = build_objective(loss, vocab_size=V)
+    p = Problem.random(o, 6)
+    keep = p.targets != IGNORE
+    log_p = torch.nn.functional.linear(p.hidden, p.weight).log_softmax(-1)[keep]
+    t, u = p.targets[keep], TABLE / TABLE.sum()
+    truth = ((-0.9 * log_p[torch.arange(len(t)), t] - 0.1 * (log_p * u).sum(-1)) * TABLE[t]).sum()
+    torch.testing.assert_close(o(p.hidden, p.weight, p.targets, denom=1).loss, truth)
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (np.ones((V, V)), "row 0 sums to 13, not 1"),
+        (np.eye(V)[:3], "has the shape (3, 13), not (13, 13)"),
+        (np.eye(V) * np.nan, "negative or not finite"),
+        (np.array([{"a": 1}]), "something else than numbers"),
+    ],
+)
+def test_tables_are_checked(content, told, tmp_path):
+    path = tmp_path / "m.npy"
+    np.save(path, content, allow_pickle=True)
+    with pytest.raises(ValueError, match="loss.base.transition.file") as error:
+        build_objective({"base": {"transition": {"file": str(path)}}}, vocab_size=V)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, content", [("m.npz", b""), ("m.npy", b""), ("m.npy", b"PK\x03\x04"), ("m.json", b"[1,")]
+)
+def test_what_is_no_table_is_said_to_be_none(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="loss.base.smooth.prior"):
+        build_objective({"base": {"smooth": {"prior": str(tmp_path / name)}}}, vocab_size=V)
+
+
+def test_plugins_see_one_number_a_target_whatever_they_read(tmp_path):
+    source = "def f(lp, target, position):\n    return -lp * (target + 1) * (position + 2)\n"
+    (tmp_path / "mine.py").write_text(source + "def w(lp, position):\n    return position - lp\n")
+    for ahead in ([], [0.5]):
+        config = {"base": {f"{tmp_path}/mine.py:f": {}}, "weights": [{f"{tmp_path}/mine.py:w": {}}], "ahead": ahead}
+        o = build_objective(config, vocab_size=V)
+        assert all(verdict.ok for verdict in prove(o))
+        p = Problem.random(o, 3)
+        out = p.call(o, per_token=True)
+        nll, place = out.per_token["nll"], p.extra["position"]
+        if not ahead:
+            wanted = nll * (p.targets + 1) * (place + 2) * (place + nll) * p.weights
+            keep = p.targets != IGNORE
+            torch.testing.assert_close(out.per_token["loss"][keep], wanted[keep])
+
+
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        ("def f(lp):\n    return -lp.sum()", "one number a target is meant"),
+        ("def f(lp, *, coef=2.0):\n    return -lp", "has it already"),
+        ("import torch\ntorch.nosuch", "mine.py:2: AttributeError"),
+        ("import sys\nsys.exit(0)\ndef f(lp): return -lp", "mine.py:2: SystemExit"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_said(source, told, tmp_path):
+    (tmp_path / "mine.py").write_text(source + ("" if "def f" in source else "\ndef f(lp): return -lp") + "\n")
+    with pytest.raises(ValueError) as error:
+        o = build_objective({"base": {f"{tmp_path}/mine.py:f": {}}}, vocab_size=V)
+        o.from_logits(torch.randn(3, V), torch.arange(3))
+    assert told in str(error.value)
+
+
+def test_a_plugin_may_read_the_prior_itself(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(log_p, u):\n    return -(log_p.clamp_min(-1e4) * u).sum(-1)\n")
+    o = build_objective({"base": {f"{tmp_path}/mine.py:f": {"prior": "unigram"}}}, vocab_size=V, counts=COUNTS)
+    assert all(verdict.ok for verdict in prove(o))
+
+
 BROKEN = {
-    "mixes targets": ("def f(lp):\n    return lp.mean() - 2 * lp", "chunks do not show"),
+    "mixes targets": ("def f(lp):\n    return lp.mean() - 2 * lp", "no target depends on another"),
     "has no gradient": ("def f(lp):\n    return -lp.detach()", "both heads agree in fp64"),
     "has another gradient": ("def f(lp):\n    return -lp.detach() * lp", "gradients are the numerical ones"),
     "sums by itself": ("def f(lp):\n    return -lp.sum()", "both heads agree in fp64"),

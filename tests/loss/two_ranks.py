@@ -26,6 +26,7 @@ def close(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:
 def vocabulary_split(objective: Objective, ranks: Ranks, what: str) -> None:
     """A head split by vocabulary gives each rank the whole loss, and its rows of the gradient."""
     problem = Problem.random(objective, 3)
+    assert problem.bias is not None
     bias = problem.bias.detach().clone()
     bias[8] = -math.inf  # banned, on the second rank
     problem.targets[problem.targets == 8] = 2
@@ -53,8 +54,38 @@ def ties_count_once(ranks: Ranks, objective: Objective) -> None:
     shard = ranks.shard(V)
     assert shard is not None
     weight = torch.zeros(shard.stop - shard.start, 3)
-    out = objective(torch.ones(V, 3), Head(weight, shard=shard), torch.arange(V))
-    assert out.sums["correct"] == 1 and out.sums["tokens"] == V
+    out = objective(torch.ones(V, 3), Head(weight, shard=shard), torch.arange(V), per_token=True)
+    assert out.per_token is not None
+    assert out.per_token["correct"].tolist() == [i == 0 for i in range(V)] and out.sums["tokens"] == V
+
+
+def a_rank_of_padding(ranks: Ranks, objective: Objective) -> None:
+    """All ids of the second rank are banned, as those that pad a vocabulary."""
+    shard = ranks.shard(V)
+    assert shard is not None
+    torch.manual_seed(7)
+    hidden, weight = torch.randn(5, 3, dtype=torch.float64), torch.randn(V, 3, dtype=torch.float64)
+    bias = torch.zeros(V, dtype=torch.float64)
+    bias[V // 2 :] = -math.inf
+    part = slice(shard.start, shard.stop)
+    targets = torch.arange(5)
+    found = []
+    for head in (Head(weight, bias), Head(weight[part], bias[part], shard=shard)):
+        x = hidden.clone().requires_grad_()
+        loss = objective(x, head, targets).loss
+        found.append([loss, *torch.autograd.grad(loss, x)])
+    close(found[1], found[0], "a rank of padding")
+
+
+def a_hole_is_noticed(ranks: Ranks, objective: Objective) -> None:
+    shard = ranks.shard(V)
+    assert shard is not None
+    try:
+        objective(torch.ones(2, 3), Head(torch.zeros(shard.stop - shard.start - 1, 3), shard=shard), torch.arange(2))
+    except ValueError as error:
+        assert f"{V - 2} ids for a vocabulary of {V}" in str(error)
+    else:
+        raise AssertionError("parts that leave ids out were accepted")
 
 
 def rows_split(objective: Objective, ranks: Ranks, what: str) -> None:
@@ -134,7 +165,10 @@ def main(folder: Path) -> None:
             continue
         vocabulary_split(objective, ranks, name(config))
     plain = build({"base": "ce"}, own)
+    a_hole_is_noticed(ranks, plain)
     ties_count_once(ranks, plain)
+    a_rank_of_padding(ranks, plain)
+    a_rank_of_padding(ranks, build({"base": {"smooth": {}}, "add": ["z"]}, own))
     for config in ({"base": {"smooth": {}}, "add": ["z"]}, {"base": "confidence"}):
         for wrap in (data_parallel, fully_sharded):
             for fused in ("on", "off"):
