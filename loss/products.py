@@ -13,7 +13,7 @@ from torch import Tensor
 from .head import Head
 
 # Bytes of a chunk's logits in fp32: on a CPU near its caches, elsewhere enough to fill the device.
-_CPU_BYTES, _DEVICE_BYTES = 32 << 20, 256 << 20
+_CPU_BYTES, _DEVICE_BYTES = 48 << 20, 256 << 20
 # Every chunk lays out the whole weight for its product and goes once over the weight's gradient: fewer rows than
 # these would spend their time there.
 _MIN_ROWS, _MAX_ROWS = 512, 4096

@@ -117,7 +117,7 @@ def test_masked_rows_cost_no_product():
 
 def test_chunks_suit_the_caches():
     sizes = [chunk_rows(v, torch.device("cpu")) for v in (64, 257, 4096, 10_000, 50_304, 10**7)]
-    assert sizes == [4096, 4096, 2048, 512, 512, 512]
+    assert sizes == [4096, 4096, 2048, 1024, 512, 512]
     assert chunk_rows(50_304, torch.device("cuda")) == 1024
 
 
