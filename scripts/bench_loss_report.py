@@ -20,10 +20,10 @@ ALLOCATORS = {
 }
 NOTES = f"""\
 x       in times of plain: F.linear + F.cross_entropy, for bf16 under autocast, with parameters in fp32
-aim     what this project aims at for `ours fused` at this size
-{TORCH}: the best of its options in each row, named at the right with what the others came to (those of
-        a time in two tries). It is `whole`, which is plain, or in chunks, for which autocast does nothing, so that
-        bf16 copies are made by hand, and which know no label smoothing."""
+{TORCH}: the best of its options in each row, named at the right with what the others came to, measured
+        twice. It is `whole`, which is plain, or in chunks, for which autocast does nothing, so that bf16 copies are
+        made by hand, and which know no label smoothing."""
+AIM_NOTE = "aim     what this project aims at for `ours fused` at this size"
 
 
 def tables(report: dict[str, Any]) -> list[str]:
@@ -42,7 +42,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     """What a reader of the tables needs to know, and what went wrong."""
     used = dict.fromkeys(row["allocator"] for row in report["time"])
     spread = max(row["spread"] for row in report["time"])
-    lines = ["", NOTES, *(f"{name:<8}{ALLOCATORS[name]}" for name in used)]
+    aimed = any(aim(row, kind) for kind in ("time", "memory") for row in report[kind])
+    lines = ["", NOTES, *([AIM_NOTE] if aimed else []), *(f"{name:<8}{ALLOCATORS[name]}" for name in used)]
     lines.append(
         f"spread  up to {spread:.0%}: (max - min) / median of a contestant's repeats, a few % on a quiet machine"
     )

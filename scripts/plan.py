@@ -50,6 +50,8 @@ def facts(
         ("model", f"{shape.preset}, {shape.layers} layers, {shape.dim} wide, context {shape.context}, "
                   f"vocabulary {vocab_size:,}{'' if data else ' (assumed: corpus not prepared)'}"),
         ("parameters", f"{learner.model.parameter_count():,}"),
+        ("loss", " + ".join(part.name for part, _ in learner.objective.recipe.terms)
+                 + (f", teacher {config.loss.teacher}" if config.loss.teacher else "")),
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
         ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
         ("memory", f"about {sum(memory.values()) / 2**20:,.0f} MiB (MiB: {parts})"),

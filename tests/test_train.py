@@ -317,7 +317,7 @@ def test_print_config_and_dry_run_write_nothing(bench: Bench):
     printed = bench.run(*bench.arguments("nothing"), "--print-config")
     assert "name: nothing" in printed
     planned = bench.run(*bench.arguments("nothing"), "--dry-run")
-    for fact in ("parameters", "FLOPs", "memory", "epochs", "tokens/s", "time"):
+    for fact in ("parameters", "loss           ce", "FLOPs", "memory", "epochs", "tokens/s", "time"):
         assert fact in planned
     elsewhere = bench.run(*bench.arguments("nothing", "run.device=cuda"), "--dry-run")
     assert "no cuda here" in elsewhere and "parameters" in elsewhere
