@@ -35,7 +35,7 @@ def detail_sums(values: Mapping[str, Tensor], rows: Rows, deciles: Tensor | None
 
     def binned(index: Tensor, bins: int, **what: Tensor) -> dict[str, Tensor]:
         empty = torch.zeros(bins, dtype=exact, device=index.device)
-        return {name: empty.index_add(0, index, torch.where(valid, x.to(exact), 0.0)) for name, x in what.items()}
+        return {name: empty.index_add(0, index, x.to(exact)) for name, x in what.items()}
 
     sums = {"entropy": values["entropy"].sum(dtype=exact), "top5": ((values["rank"] < 5) & valid).sum(dtype=exact)}
     confidence = values["confidence"]
