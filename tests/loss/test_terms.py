@@ -375,6 +375,18 @@ def test_distillation_where_teacher_and_student_ban_an_id(fused, base):
     torch.testing.assert_close(torch.autograd.grad(out.loss, x), torch.autograd.grad(wanted.loss, x))
 
 
+@pytest.mark.parametrize("fused", ["on", "off"])
+@pytest.mark.parametrize("base", ["focal", {"noise": {"rate": 0.2}}, "gce"], ids=str)
+def test_where_no_later_target_is_a_banned_id_makes_no_nan(fused, base):
+    """Places without a later target point to id 0, which here cannot occur."""
+    o = build_objective({"base": base, "ahead": [0.3], "fused": fused}, vocab_size=5)
+    bias = torch.tensor([-math.inf, 0, 0, 0, 0], dtype=torch.float64)
+    hidden, weight = torch.randn(1, 3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    out = o(hidden, Head(weight, bias), torch.tensor([[1, 2, 3]]), extra={"position": torch.arange(3).unsqueeze(0)})
+    assert out.loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(out.loss, leaves))
+
+
 def test_a_teacher_gets_no_gradient():
     logits, teacher = torch.randn(4, 5), torch.randn(4, 5, requires_grad=True)
     for fused in ("on", "off"):
