@@ -102,8 +102,8 @@ def test_a_loss_of_ones_own(bench: Bench, run: Run, tmp_path: Path, capsys):
     (tmp_path / "mine.py").unlink()
     moved = path.rename(bench.runs / "moved")
     assert evaluate.main([str(moved)]) == 0 and summary.main([str(moved)]) == 0
-    assert train.main([str(moved / "config.yaml"), "run.name=again", *SHORT]) == 0
-    again = bench.runs / "again"
+    assert train.main([str(moved / "config.yaml"), "run.name=own-again", *SHORT]) == 0
+    again = bench.runs / "own-again"
     assert [f.name for f in (again / "files").iterdir()][0] in [f.name for f in (moved / "files").iterdir()]
 
 

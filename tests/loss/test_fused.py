@@ -149,7 +149,7 @@ def test_bf16_logits_of_any_size(fused, scale):
     assert out.loss.dtype == torch.float32
     torch.testing.assert_close(x.grad.double(), double.grad, rtol=1e-2, atol=4e-3)
     truth = F.cross_entropy(exact.double(), targets, reduction="sum")
-    assert float(out.loss) == pytest.approx(float(truth), rel=1e-6)
+    assert out.loss.item() == pytest.approx(truth.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("chunks", [4, 64])
