@@ -221,9 +221,9 @@ def check_plugins(objective: Objective) -> None:
 
     for verdict in prove(objective, QUICK):
         if not verdict.ok:
-            files = ", ".join(objective.recipe.plugins)
+            names = ", ".join(objective.recipe.plugins)
             told = f"{verdict.name}: {verdict.detail}; python -m scripts.check_loss CONFIG tells more"
-            raise ValueError(f"loss: {files} fails a check ({told})")
+            raise ValueError(f"loss: {names} fails a check ({told})")
 
 
 def make_teacher(config: RunConfig, vocab_size: int, data: Prepared | None, device: torch.device) -> Transformer | None:

@@ -4,7 +4,6 @@ The file is parsed to check a config and run only to build the objective, so tha
 """
 
 import ast
-import hashlib
 import importlib.util
 import sys
 import traceback
@@ -73,9 +72,3 @@ def load(name: str, coef: float | None) -> Part:
         return describe(found, coef)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def digest(name: str) -> dict[str, str]:
-    """A plugin's file and its sha256."""
-    path = split(name)[0]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}

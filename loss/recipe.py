@@ -28,8 +28,8 @@ class Recipe:
 
     def __init__(self, config: LossConfig, vocab_size: int, counts: Counts | None, sources: Sequence[str]):
         self.vocab_size, self.sources, self.given_counts = vocab_size, tuple(sources), counts
-        self.plugins: dict[str, str] = {}
-        """sha256 of each file that parts were loaded from."""
+        self.plugins: list[str] = []
+        """Names of the parts that come from a user's file."""
         self._priors: dict[str, Tensor] = {}
         self._tables: dict[tuple[Any, File | Ids], Tensor] = {}
         """What options name, by value and kind: one file may be a table for one part and a prior for another."""
@@ -50,7 +50,7 @@ class Recipe:
             part = known[name]
         else:
             part = plugins.load(name, 1.0 if known is TERMS else None)
-            self.plugins |= plugins.digest(name)
+            self.plugins.append(name)
         if known is TRANSFORMS and (late := {*VECTORS, "log_p"} & set(part.reads)):
             raise ValueError(f"loss.{key}.{name}: reads {min(late)}, which is not known before the logits are")
         if problems := check_options(part, given):
@@ -61,7 +61,11 @@ class Recipe:
                 self._read(part, option, value)
             except ValueError as error:
                 raise ValueError(f"loss.{key}.{name}.{option}: {error}") from None
-        if options.get("exclude_target") and bool((self._priors[options["prior"]] > 1 - 1e-9).any()):
+        if (
+            part is TERMS["smooth"]
+            and options["exclude_target"]
+            and bool((self._priors[options["prior"]] > 1 - 1e-9).any())
+        ):
             raise ValueError(f"loss.{key}.{name}.exclude_target: the prior has one id alone, and nothing is left of it")
         if "source" in part.reads and "by" in options:
             unknown = [source for source in options["by"] if source not in self.sources]
