@@ -27,7 +27,7 @@ from configs import (
     read_tree,
     to_tree,
     with_loss_paths,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
     from assemble import Parts, State
@@ -270,10 +270,11 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     from trainer.checkpoint import go_on_from
     from trainer.rundir import append_line, environment, keep_copy
 
+    kept = config_of_run(config)
     go_on_from(path, state.step, state.best_step)
     if state.step:
         print(f"{path} goes on from step {state.step}", file=sys.stderr)
-        found = list(changes(read_tree(path / "config.yaml"), config_of_run(config)).recorded)
+        found = list(changes(read_tree(path / "config.yaml"), kept).recorded)
         if state.teacher and parts.learner.teacher_digest and state.teacher != parts.learner.teacher_digest:
             found.append(Change("loss.teacher's weights", state.teacher[:12], parts.learner.teacher_digest[:12]))
         for change in found:
@@ -285,7 +286,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
         print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
-    durable.atomic_write(path / "config.yaml", dump(config_of_run(config)))
+    durable.atomic_write(path / "config.yaml", dump(kept))
     learner = parts.learner
     extra = {
         "world_size": learner.ranks.world_size,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .style import FAINT, GRID, INK, STYLE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -18,13 +20,6 @@ POINTS = 400
 
 # Okabe and Ito's palette, which people with any color vision can tell apart
 _TRAIN, _VAL, _OBJECTIVE = "#0072B2", "#D55E00", "#7F7F7F"
-_INK, _FAINT, _GRID = "#262626", "#6E6E6E", "#E6E6E6"
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "path.simplify": False,
-    "axes.unicode_minus": True,
-}
 
 
 class _Curve(NamedTuple):
@@ -81,13 +76,13 @@ def draw(
     rows = sorted(rows, key=lambda row: (row["tokens"], row["step"]))
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(9, 6.2), dpi=200, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         grid = figure.subplots(2, 2)
         figure.subplots_adjust(left=0.065, right=0.91, top=0.845, bottom=0.075, wspace=0.42, hspace=0.38)
-        figure.text(0.065, 0.95, title, fontsize=12, fontweight="bold", color=_INK)
-        figure.text(0.065, 0.915, _subtitle(rows), fontsize=9, color=_FAINT)
+        figure.text(0.065, 0.95, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.065, 0.915, _subtitle(rows), fontsize=9, color=FAINT)
         for panel, axes in zip(_PANELS, grid.flat, strict=True):
             _draw_panel(axes, panel, rows, references or {})
         canvas.print_png(str(path), metadata={"Software": None})
@@ -142,11 +137,11 @@ def _draw_references(axes: "Axes", rows: Sequence[Mapping[str, Any]], references
     for label, height in sorted(heights.items(), key=lambda item: item[1]):
         right = right - 0.16 if abs(height - before) < 0.09 * (high - low) else 0.99  # beside the one below
         before, beaten = height, nll[-1] <= height
-        axes.axhline(height, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(height, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
             label, (right, height), xycoords=("axes fraction", "data"),
             xytext=(0, 2.5 if beaten else -2.5), textcoords="offset points", ha="right",
-            va="bottom" if beaten else "top", fontsize=7.5, color=_FAINT,
+            va="bottom" if beaten else "top", fontsize=7.5, color=FAINT,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
 
@@ -155,22 +150,22 @@ def _dress(axes: "Axes", panel: _Panel, rows: Sequence[Mapping[str, Any]], shown
     """Title, scales, ticks and grid of one panel."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=_INK, pad=7)
+    axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=7)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#BFBFBF")
-    axes.tick_params(colors=_FAINT, labelsize=8.5, length=0, which="both")
+    axes.tick_params(colors=FAINT, labelsize=8.5, length=0, which="both")
     axes.tick_params(axis="x", length=3, color="#BFBFBF")
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     last = max((row["tokens"] for row in rows), default=0)
     axes.set_xlim(0, 1.012 * max(last, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count_text(v)))
-    axes.set_xlabel("tokens", fontsize=8.5, color=_FAINT, labelpad=2)
+    axes.set_xlabel("tokens", fontsize=8.5, color=FAINT, labelpad=2)
     if not shown:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_FAINT)
+        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=FAINT)
         return
     low, high = _limits(shown, panel.log)
     if panel.log:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .rows import Rows
+from .rows import Rows, sum_dtype
 
 BINS = 15
 """Equal bins of confidence for the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
@@ -30,7 +30,7 @@ def detail_sums(values: Mapping[str, Tensor], rows: Rows, deciles: Tensor | None
     The last two where there are corpus counts, and an input `position`.
     """
     valid = rows.valid[:, 0]
-    exact = torch.float32 if valid.device.type == "mps" else torch.float64
+    exact = sum_dtype(valid.device)
     nll, correct = values["nll"], values["correct"]
 
     def binned(index: Tensor, bins: int, **what: Tensor) -> dict[str, Tensor]:

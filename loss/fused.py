@@ -22,7 +22,7 @@ from torch import Tensor
 from .head import Head, Shard
 from .measure import Measure, first_of_the_best
 from .products import Products, WithGradients, chunk_rows, eager
-from .rows import Rows
+from .rows import Rows, sum_dtype
 
 
 @eager
@@ -46,8 +46,7 @@ def fused(
             values = [make(logits, rows[part], products, part) for part, logits in products.chunks(size)]
             make.finish(products)
         joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
-    exact = torch.float32 if hidden.device.type == "mps" else torch.float64
-    loss = joined["loss"].sum(dtype=exact).to(products.exact)
+    loss = joined["loss"].sum(dtype=sum_dtype(hidden.device)).to(products.exact)
     if any(wanted):
         loss = WithGradients.apply(loss, hidden, head.weight, head.bias, *products.gradients())
     return loss, joined

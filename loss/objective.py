@@ -22,7 +22,7 @@ from .liger import liger, serves
 from .measure import PER_ROW_DETAIL, Measure
 from .recipe import Counts, Recipe
 from .registry import LISTS, hint
-from .rows import IGNORE, Rows, Selection, select
+from .rows import IGNORE, Rows, Selection, select, sum_dtype
 from .terms import check
 
 
@@ -205,7 +205,7 @@ class Objective:
     ) -> LossOutput:
         """Divide, sum and spread what a head has computed of each row."""
         numbers = {name: value for name, value in values.items() if name not in PER_ROW_DETAIL}
-        sums = {name: value.sum(dtype=_exact(value)) for name, value in numbers.items()}
+        sums = {name: value.sum(dtype=sum_dtype(value.device)) for name, value in numbers.items()}
         denom = sums["tokens"] if denom is None else denom
         divisor = denom.clamp_min(1).to(loss.dtype) if isinstance(denom, Tensor) else max(denom, 1)
         each, extremes = None, None
@@ -246,7 +246,7 @@ class _Call:
 def _reference(call: _Call, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the loss over all rows at once, by plain autograd, and what is reported of each row."""
     total, values = call.measure.of_logits(logits, call.rows, detail=call.detail)
-    return total.sum(dtype=_exact(total)).to(total.dtype), {**values, "loss": total.detach()}
+    return total.sum(dtype=sum_dtype(total.device)).to(total.dtype), {**values, "loss": total.detach()}
 
 
 def _teacher(head: Head | Tensor) -> Callable[[Tensor], Tensor]:
@@ -262,8 +262,3 @@ def _teacher(head: Head | Tensor) -> Callable[[Tensor], Tensor]:
         return cast[hidden.dtype].logits(hidden)
 
     return logits
-
-
-def _exact(values: Tensor) -> torch.dtype:
-    """Sums are float64, so that no order of additions shows; MPS has none and keeps float32."""
-    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -227,16 +227,17 @@ def value_at(value: Any, progress: float) -> Any:
 
 def options_text(part: Part) -> str:
     """The options of a part with their defaults, as in YAML; `...` where one must be given."""
-    return ", ".join(f"{name}: {_text(default)}" for name, default in part.options.items())
+    return ", ".join(f"{name}: {default_text(default, '...')}" for name, default in part.options.items())
 
 
-def _text(value: Any) -> str:
+def default_text(value: Any, missing: str) -> str:
+    """A default as in YAML; `missing` for an option that has none."""
     if value is inspect.Parameter.empty:
-        return "..."
+        return missing
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(default_text(x, missing) for x in value)}]"
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 

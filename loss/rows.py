@@ -12,6 +12,11 @@ from torch import Tensor
 IGNORE = -100
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Sums are float64, so that no order of additions shows; MPS has none and keeps float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Rows:
     """What terms and weights read of each row besides its logits, and where the rows came from."""

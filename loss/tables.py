@@ -43,12 +43,7 @@ def load_table(path: str, mark: File, vocab_size: int) -> Tensor:
         values = np.asarray(raw, dtype=np.float64)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (
-        ValueError,
-        TypeError,
-        EOFError,
-        BadZipFile,
-    ):  # an array of objects, which would have to be unpickled, is one too
+    except (ValueError, TypeError, EOFError, BadZipFile):  # so does an array of objects, which is never unpickled
         raise ValueError(f"{path} holds something else than numbers") from None
     shape = (vocab_size,) * mark.dims
     if values.shape != shape:

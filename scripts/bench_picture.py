@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from eval.style import FAINT, GRID, INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, which people with any color vision can tell apart
 _COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
-_INK, _FAINT, _GRID = "#262626", "#6E6E6E", "#E6E6E6"
-_STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9.0}
 
 
 class Group(NamedTuple):
@@ -38,7 +38,7 @@ def bars(panels: Sequence[Panel], path: Path, title: str, subtitle: str) -> None
     width, height = max(7.5, 0.9 + widest * (0.3 + 0.29 * len(names))), 1.3 + 2.4 * len(panels)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -46,8 +46,8 @@ def bars(panels: Sequence[Panel], path: Path, title: str, subtitle: str) -> None
         figure.subplots_adjust(
             left=left, right=1 - 0.15 / width, top=1 - 1.25 / height, bottom=0.65 / height, hspace=0.62
         )
-        figure.text(left, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=_INK)
-        figure.text(left, 1 - 0.55 / height, subtitle, fontsize=8.5, color=_FAINT)
+        figure.text(left, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(left, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
         colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
         shown = [h for panel in panels for group in panel.groups for h in group.heights.values()]
         top = 1.16 * max([*(h for h in shown if isinstance(h, int | float)), *(panel.line for panel in panels)])
@@ -76,17 +76,17 @@ def _draw(axes: "Axes", panel: Panel, colors: Mapping[str, str], top: float) -> 
             axes.bar(place, height, width=0.9 * step, color=colors[name], zorder=2)
             text = f"{height:.2f}" if height < 9.995 else f"{height:.0f}"
             axes.text(
-                place, height + 0.015 * top, text, ha="center", va="bottom", fontsize=7, color=_INK, zorder=4,
+                place, height + 0.015 * top, text, ha="center", va="bottom", fontsize=7, color=INK, zorder=4,
                 path_effects=halo,
             )  # fmt: skip
-    axes.axhline(panel.line, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=_INK, pad=6)
+    axes.axhline(panel.line, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
+    axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=6)
     axes.set_xlim(-0.5, len(panel.groups) - 0.5)
     axes.set_ylim(0, top)
     axes.set_xticks(range(len(panel.groups)), [group.label for group in panel.groups])
-    axes.tick_params(colors=_FAINT, labelsize=8, length=0)
+    axes.tick_params(colors=FAINT, labelsize=8, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#BFBFBF")
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)

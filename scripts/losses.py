@@ -1,7 +1,6 @@
 """The catalogue of losses: `python -m scripts.losses` prints it, `--plot OUT.png` draws what depends on p(target)."""
 
 import argparse
-import inspect
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from configs import entry
-from loss.registry import PRIORS, BySource, File, Part, Prior, marked
+from loss.registry import PRIORS, BySource, File, Part, Prior, default_text, marked
 from loss.terms import TERMS, TRANSFORMS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -64,20 +63,10 @@ def _entry(part: Part) -> list[str]:
     lines = [f"  {part.name.ljust(13)} reads {', '.join(part.reads)}"]
     lines += textwrap.wrap(doc, WIDTH, initial_indent="      ", subsequent_indent="      ")
     lines += [
-        f"      {name.ljust(15)} {_default(default).ljust(10)} {kind(part.hints[name])}"
+        f"      {name.ljust(15)} {default_text(default, 'required').ljust(10)} {kind(part.hints[name])}"
         for name, default in part.options.items()
     ]
     return lines
-
-
-def _default(value: Any) -> str:
-    if value is inspect.Parameter.empty:
-        return "required"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_default, value))}]"
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def kind(annotation: Any) -> str:
@@ -137,7 +126,9 @@ def _objective(name: str) -> "tuple[Objective, str]":
         reads = ", ".join(sorted(set(part.reads) - {"lp", "lu", "ut"}))
         raise ValueError(f"{name} reads {reads}: it is no function of p(target); those are {', '.join(PLOTTED)}")
     shape = ", ".join(
-        f"{key}\N{NO-BREAK SPACE}{_default(value)}" for key, value in options.items() if _shapes(key, value)
+        f"{key}\N{NO-BREAK SPACE}{default_text(value, 'required')}"
+        for key, value in options.items()
+        if _shapes(key, value)
     )
     return objective, "\n".join(textwrap.wrap(f"{part.name} {shape}".strip(), 16, subsequent_indent="  "))
 
