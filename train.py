@@ -325,4 +325,6 @@ def profiler(path: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from trainer.signals import end_process
+
+    end_process(main(sys.argv[1:]))

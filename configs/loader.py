@@ -36,12 +36,17 @@ class ConfigError(ValueError):
     """What is wrong with a config, one line for each mistake."""
 
     def __init__(self, errors: Sequence[str]) -> None:
-        self.errors = list(errors)
+        self.errors = [_printable(error) for error in errors]
         super().__init__(self.errors)
 
     def __str__(self) -> str:
         count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         return "\n".join([*self.errors, f"{count}; nothing was run."])
+
+
+def _printable(text: str) -> str:
+    """`text` with escapes for what would move a terminal's cursor: a name may hold any character."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def read_tree(path: FilePath) -> dict[str, Any]:

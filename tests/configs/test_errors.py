@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from configs import ConfigError, describe, load
@@ -251,6 +251,7 @@ KEYS = ["run", "run.name", "data", "data.sources", "data.sources.a", "data.sourc
         "train", "train.steps", "train.tokens", "eval.every", "track.tags", "data.split.sources"]  # fmt: skip
 
 
+@example([("loss.base", {"": None, "\x1f": None})])
 @given(st.lists(st.tuples(st.sampled_from(KEYS), json_values), max_size=4))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_anywhere_loads_or_is_a_config_error(tmp_path: Path, changes: list[tuple[str, object]]) -> None:

@@ -17,6 +17,7 @@ from loss.proof import Problem, variant
 from loss.rows import IGNORE
 from tests.loss.test_terms import CONFIGS, V, build, name
 from trainer.distributed import Place, Ranks
+from trainer.signals import end_process
 
 
 def close(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:
@@ -181,3 +182,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process(0)
