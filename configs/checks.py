@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from data.config import SOURCE_NAME, SourceConfig
+from data.config import SOURCE_NAME, STATISTICS, TOKENIZERS, SourceConfig
 from loss.terms import check as check_loss
 from model.config import ModelConfig
 from trainer.schedule import parse_tokens
@@ -23,11 +23,17 @@ class Problem:
 
 
 # The fields that say something for a kind of source; the first one is required.
+_ANY = ("constants", "license", "max_documents")
+_RECORDS = ("text", "id", "labels", "weight")
+_CHATS = ("messages", "template", "train_on")
 _SOURCE_FIELDS = {
-    "python": ("packages", "exclude", "max_documents"),
-    "text": ("files", "exclude", "max_documents"),
-    "jsonl": ("files", "exclude", "text", "max_documents"),
-    "hf": ("path", "name", "split", "data_files", "streaming", "text", "max_documents"),
+    "python": ("packages", "exclude", "encoding", *_ANY),
+    "code": ("files", "exclude", "encoding", *_ANY),
+    "text": ("files", "exclude", "encoding", *_ANY),
+    "jsonl": ("files", "exclude", "encoding", *_RECORDS, *_CHATS, *_ANY),
+    "csv": ("files", "exclude", "encoding", *_RECORDS, *_ANY),
+    "parquet": ("files", "exclude", *_RECORDS, *_CHATS, *_ANY),
+    "hf": ("path", "name", "split", "data_files", "streaming", *_RECORDS, *_CHATS, *_ANY),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -72,7 +78,8 @@ def _run(config: RunConfig) -> Iterator[Problem]:
 
 
 def _sources(config: RunConfig) -> Iterator[Problem]:
-    defaults = {f.name: f.default for f in fields(SourceConfig)}
+    plain = SourceConfig(kind="text")
+    defaults = {f.name: getattr(plain, f.name) for f in fields(SourceConfig)}
     groups = {("data", "sources"): config.data.sources, ("data", "split", "sources"): config.data.split.sources}
     for place, name, source in ((p, n, s) for p, group in groups.items() for n, s in group.items()):
         path = (*place, name)
@@ -99,11 +106,17 @@ def _data(config: RunConfig) -> Iterator[Problem]:
     if mixture and missing:
         message = f"data.mixture: no share for {', '.join(missing)}; name every source or none"
         yield Problem(("data", "mixture"), message, (("data", "sources"),))
+    for name in config.data.clean.keep:
+        if name not in STATISTICS:
+            known = hint(name, list(STATISTICS)) or f"; there are {', '.join(STATISTICS)}"
+            path = ("data", "clean", "keep", name)
+            yield Problem(path, f"{dotted(path)}: no statistic has this name{known}")
     tokenizer = config.data.tokenizer
-    given = [f.name for f in fields(tokenizer) if getattr(tokenizer, f.name) is not None]
+    given = [name for name in TOKENIZERS if getattr(tokenizer, name) is not None]
     if len(given) != 1:
         which = " and ".join(given) if given else "none"
-        message = f"data.tokenizer: takes exactly one of train, file and level, not {which}"
+        ways = f"{', '.join(TOKENIZERS[:-1])} and {TOKENIZERS[-1]}"
+        message = f"data.tokenizer: takes exactly one of {ways}, not {which}"
         yield Problem(("data", "tokenizer"), message)
 
 

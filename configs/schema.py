@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from data.config import DataConfig
+from data.config import TOKENIZERS, DataConfig
 from eval.config import EvalConfig
 from loss.config import LossConfig
 from model.config import ModelConfig
@@ -61,15 +61,21 @@ TAGS: dict[Tag, tuple[str, ...]] = {
         "run.seed",
         "data.sources",
         "data.tokenizer",
+        "data.redact",
+        "data.detect_language",
+        "data.clean",
         "data.split",
         "data.pack",
         "data.mixture",
+        "data.phases",
+        "data.curriculum",
         "model",
         "optim.name",  # another optimizer cannot go on with this one's state
     ),
     # accepted, and appended to changes.jsonl
     "recorded": (
         "run.deterministic",
+        "data.max_epochs",
         "data.max_bad_fraction",
         "loss",
         "optim.rates",
@@ -90,6 +96,7 @@ TAGS: dict[Tag, tuple[str, ...]] = {
         "run.device",
         "run.threads",
         "data.dir",
+        "data.workers",
         "save.keep",
         "track",
     ),
@@ -98,7 +105,7 @@ TAGS: dict[Tag, tuple[str, ...]] = {
 # One of several: naming another member takes the place of the one before it. None: any key is a member.
 ONE_OF: dict[Path, frozenset[str] | None] = {
     ("loss", "base"): None,
-    ("data", "tokenizer"): None,
+    ("data", "tokenizer"): frozenset(TOKENIZERS),
     ("train",): frozenset({"steps", "tokens", "epochs"}),
 }
 

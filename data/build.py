@@ -45,7 +45,10 @@ def build(config: DataConfig, directory: Path, progress: bool) -> Store:
     encode, reason = fast_encoder(tokenizer, verification_sample(tasks))
     if reason:
         _log.warning("encoding with tokenizers, several times slower than tiktoken: %s", reason)
-    job = Job(directory / FILE, directory / "shards", fast=encode != tokenizer.encode_array, shard_bytes=SHARD_BYTES)
+    job = Job(
+        directory / FILE, directory / "shards", fast=encode != tokenizer.encode_array, shard_bytes=SHARD_BYTES,
+        redact=config.redact, detect_language=config.detect_language,
+    )  # fmt: skip
     results = _encode(tasks, job, progress)
     shards = [shard for result in results for shard in result.shards]
     problems = Counter[str]()
@@ -148,4 +151,5 @@ def given(config: Any) -> dict[str, Any]:
     """The fields of a config that are not at their default, so that a new field keeps old names valid."""
     values = asdict(config)
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    defaults |= {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
     return {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}

@@ -24,14 +24,14 @@ from durable import Damaged, Locked, atomic_write, file_lock, sha256
 
 from .build import build, check_problems, given, remove_leftovers, tasks_of
 from .changes import changed
-from .config import SOURCE_NAME, DataConfig, SourceConfig
+from .config import SOURCE_NAME, TOKENIZERS, DataConfig, SourceConfig
 from .errors import DataError
 from .plan import Plan, RowPlan, make_plan, plan_id
 from .sample import verification_sample
 from .store import FORMAT, Store
 from .tokenizer import Tokenizer
 
-_NEEDS = {"python": "packages", "text": "files", "jsonl": "files", "hf": "path"}
+_NEEDS = {"python": "packages", "hf": "path"} | dict.fromkeys(("code", "text", "jsonl", "csv", "parquet"), "files")
 _BYTES_PER_TOKEN = 3.5  # of a trained tokenizer on code or English, for estimates only
 
 
@@ -228,6 +228,7 @@ def corpus_directory(config: DataConfig) -> Path:
         "sources": [[name, _located(source)] for name, source in config.sources.items()],
         "val": [[name, _located(source)] for name, source in config.split.sources.items()],
         "tokenizer": tokenizer,
+        "text": [config.redact, config.detect_language],
     }
     return Path(config.dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -268,9 +269,10 @@ def _check(config: DataConfig) -> None:
                 raise DataError(f"{where}.{name}.kind is {source.kind!r}; it may be {', '.join(_NEEDS)}")
             if not getattr(source, _NEEDS[source.kind]):
                 raise DataError(f"{where}.{name}: kind {source.kind} needs {_NEEDS[source.kind]}")
-    chosen = [name for name in ("train", "file", "level") if getattr(config.tokenizer, name) is not None]
+    chosen = [name for name in TOKENIZERS if getattr(config.tokenizer, name) is not None]
     if len(chosen) != 1:
-        raise DataError(f"data.tokenizer needs exactly one of train, file, level; given: {', '.join(chosen) or 'none'}")
+        ways = ", ".join(TOKENIZERS)
+        raise DataError(f"data.tokenizer needs exactly one of {ways}; given: {', '.join(chosen) or 'none'}")
     unknown = set(config.mixture) ^ set(config.sources) if config.mixture else set()
     if unknown:
         raise DataError(f"data.mixture must name every source once or be empty; look at {', '.join(sorted(unknown))}")

@@ -12,14 +12,19 @@ import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from .chat import encode_chat
+from .documents import Document, Turn
 from .errors import DataError
-from .sources import Document, Task, read
-from .store import BLANK, UNDECODABLE, Shard, find_shard, pack_ids, token_dtype, write_shard
+from .language import detect
+from .redact import redact
+from .sources import Task, read
+from .statistics import measure
+from .store import BLANK, FORMAT, UNDECODABLE, Shard, find_shard, pack_ids, pack_labels, token_dtype, write_shard
 from .tokenizer import Encode, Tokenizer, load_file, tiktoken_encoder
 
 POOL_BYTES = 20 << 20
@@ -33,6 +38,7 @@ class TaskResult:
     shards: list[Shard] = field(default_factory=list)
     unparsable: int = 0
     undecodable: int = 0
+    redacted: int = 0
     example: str | None = None
 
 
@@ -46,12 +52,17 @@ class Job:
     """Encode with tiktoken, which has been verified."""
     shard_bytes: int
     """Text of one shard, unless one document is longer."""
+    redact: tuple[str, ...] = ()
+    """Kinds of personal data to replace."""
+    detect_language: bool = False
+    """Label documents that say nothing of their language."""
 
 
 class TaskEncoder:
     """Turns tasks into shards in one folder, with one tokenizer."""
 
     def __init__(self, job: Job) -> None:
+        self.job = job
         self.folder = job.folder
         self.shard_bytes = job.shard_bytes
         self.tokenizer: Tokenizer = load_file(job.tokenizer_file)
@@ -62,11 +73,10 @@ class TaskEncoder:
         """Write the task's shards, except those that an earlier attempt has finished."""
         result = TaskResult()
         for number, block in enumerate(self._blocks(task, result)):
-            name = f"{task.label}-{number:03d}-{self._digest(block)}"
+            name = f"{task.label}-{number:03d}-{self._digest(task, block)}"
             shard = find_shard(self.folder, name)
             if shard is None:
-                tokens, columns = self._encode_block(block)
-                shard = write_shard(self.folder, name, tokens, columns, task.source, task.side)
+                shard = write_shard(self.folder, name, *self._encode_block(task, block), task.source, task.side)
             result.shards.append(shard)
         return result
 
@@ -81,6 +91,9 @@ class TaskEncoder:
                 result.unparsable += 1
                 continue
             result.undecodable += document.problem is not None
+            document, redacted = self._cleaned(document)
+            result.redacted += redacted
+            assert document.text is not None
             raw = document.text.encode()
             if block and size + len(raw) > self.shard_bytes:
                 yield block
@@ -90,38 +103,71 @@ class TaskEncoder:
         if block:
             yield block
 
-    def _digest(self, block: list[tuple[Document, bytes]]) -> str:
-        """Names a shard by what it is made from: the tokenizer and the documents."""
-        digest = hashlib.blake2b(self.tokenizer.sha256.encode(), digest_size=8)
+    def _cleaned(self, document: Document) -> tuple[Document, int]:
+        """The document as it is kept, with its language, and how many places were redacted."""
+        count = 0
+        if self.job.redact:
+            said = [turn.text for turn in document.turns] or [document.text or ""]
+            texts, counts = zip(*(redact(text, self.job.redact) for text in said), strict=True)
+            turns = tuple(Turn(turn.role, text) for turn, text in zip(document.turns, texts, strict=False))
+            document, count = replace(document, text="".join(texts), turns=turns), sum(counts)
+        if self.job.detect_language and "language" not in document.labels:
+            document = replace(document, labels={**document.labels, "language": detect(document.text or "")})
+        return document, count
+
+    def _digest(self, task: Task, block: list[tuple[Document, bytes]]) -> str:
+        """Names a shard by what it is made from: the tokenizer, the documents and how they are spelled."""
+        spelling = f"{FORMAT} {self.tokenizer.sha256} {task.config.template} {task.config.train_on}"
+        digest = hashlib.blake2b(spelling.encode(), digest_size=8)
         for document, raw in block:
-            digest.update(f"\n{document.id!r} {document.problem!r} {len(raw)}\n".encode())
+            about = (document.id, document.problem, len(raw), sorted(document.labels.items()), document.weight)
+            turns = [(turn.role, len(turn.text)) for turn in document.turns]
+            digest.update(f"\n{about!r} {turns}\n".encode())
             digest.update(raw)
         return digest.hexdigest()
 
-    def _encode_block(self, block: list[tuple[Document, bytes]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        end = np.array([self.tokenizer.end_id], self.dtype)
-        arrays, flags, hashes = [end], [], []
+    def _encode_block(
+        self, task: Task, block: list[tuple[Document, bytes]]
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+        """(tokens, which of them are targets or None for all, columns) of one shard."""
+        end, target = np.array([self.tokenizer.end_id], self.dtype), np.ones(1, bool)
+        arrays, masks, flags, hashes = [end], [target], [], []
         for document, raw in block:
-            arrays += [self._encode_document(document, raw), end]
+            ids, mask = self._encode_document(task, document, raw)
+            arrays += [ids, end]
+            masks += [mask, mask[-1:] if document.turns else target]
             flags.append(UNDECODABLE * (document.problem is not None) + BLANK * (not raw.strip()))
-            hashes.append(hashlib.blake2b(raw, digest_size=16).digest())
+            spoken = repr([(turn.role, turn.text) for turn in document.turns]).encode() if document.turns else raw
+            hashes.append(hashlib.blake2b(spoken, digest_size=16).digest())
         lengths = [len(ids) + 1 for ids in arrays[1::2]]
+        documents = [document for document, _ in block]
         columns = {
             "offsets": np.cumsum([0, *lengths], dtype=np.int64),
             "hash": np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2),
             "nbytes": np.array([len(raw) for _, raw in block], np.int64),
             "flags": np.array(flags, np.uint16),
-            **pack_ids([document.id for document, _ in block]),
+            **pack_ids([document.id for document in documents]),
+            **pack_labels([document.labels for document in documents]),
+            **{f"stat:{name}": values for name, values in measure([raw for _, raw in block]).items()},
         }
-        return np.concatenate(arrays), columns
+        weights = np.array([document.weight for document in documents], np.float32)
+        if (weights != 1).any():
+            columns["weight"] = weights
+        mask = np.concatenate(masks)
+        return np.concatenate(arrays), None if mask.all() else mask, columns
 
-    def _encode_document(self, document: Document, raw: bytes) -> np.ndarray:
-        """Ids of one text. Their bytes must add up to the text's, or they are not its ids."""
+    def _encode_document(self, task: Task, document: Document, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, which are targets) of one text. Their bytes must add up to the text's, or they are not its ids."""
         assert document.text is not None
         for encode in (self.encode, self.tokenizer.encode_array):
-            ids = encode(document.text)
+            if document.turns:
+                how = task.config.template, task.config.train_on
+                ids, mask = encode_chat(document.turns, *how, self.tokenizer, encode)
+            else:
+                ids = encode(document.text)
+                mask = np.ones(len(ids), bool)
             if int(self.tokenizer.token_bytes[ids].sum()) == len(raw):
-                return ids.astype(self.dtype)  # ids are below vocab_size, for which the type was chosen
+                return ids.astype(self.dtype), mask  # ids are below vocab_size, for which the type was chosen
         raise DataError(f"{document.id}: the tokenizer loses bytes of this text; use a byte-level BPE")
 
 

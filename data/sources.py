@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import IO, Any, Literal
 
 from .config import SourceConfig
+from .documents import Document, clean_text, decode
 from .errors import DataError
 from .packages import package_paths, python_files
 
@@ -24,15 +25,6 @@ TASK_BYTES = 16 << 20
 _GZIP_RATIO = 4  # text per compressed byte, for progress and sampling only
 
 Side = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text as it was read. `text` is None when there is none to keep; `problem` says what is wrong with it."""
-
-    id: str
-    text: str | None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,24 +84,6 @@ def read(task: Task) -> Iterator[Document]:
         if count == limit:
             return
         yield document
-
-
-def clean_text(text: str) -> tuple[str, bool]:
-    """`text` without lone surrogates, which UTF-8 cannot hold: (text with U+FFFD instead, whether there was one)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
-    return text, False
-
-
-def decode(raw: bytes) -> tuple[str, str | None]:
-    """(text, problem) of a file's bytes: UTF-8 without its byte order mark, line ends untouched."""
-    try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode(), None
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 at byte {error.start}"
-        return raw.removeprefix(b"\xef\xbb\xbf").decode(errors="replace"), problem
 
 
 def _open(path: str) -> IO[bytes]:

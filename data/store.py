@@ -4,6 +4,7 @@
                    tokenizer.json
                    inputs.json         what the input files looked like, to notice a change; no part of the corpus
                    shards/<name>.bin   little-endian u16 or u32: E t1 .. tn E t1 .. tm E
+                   shards/<name>.mask  u8 for each token: 1 = a target; missing when all are
                    shards/<name>.npz   one array for each column, see COLUMNS; unknown ones are ignored
                    shards/<name>.json  counts and sha256, written last: the commit record of the shard
                    plans/<id>.npz      rows for one split, packing and context; made again when missing or damaged
@@ -29,7 +30,7 @@ from durable import Damaged, atomic_write, sha256
 
 from .tokenizer import FILE, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 COLUMNS = {
     "offsets": "i8 (documents + 1): position of the E before each document, then of the last E",
@@ -38,6 +39,10 @@ COLUMNS = {
     "flags": "u2 (documents): see UNDECODABLE and BLANK",
     "id": "u1: the documents' ids, UTF-8, one after another",
     "id_offsets": "i8 (documents + 1): where each id starts",
+    "stat:*": "f4 (documents): a statistic of the text, see data.statistics",
+    "label:*": "i4 (documents): index of the document's value of a label, -1: it has none",
+    "values:*": "u1: the values of a label, a JSON list",
+    "weight": "f4 (documents): weight in the loss; missing when all are 1",
 }
 UNDECODABLE = 1
 """Flag: the input was not Unicode; U+FFFD stands where it was not."""
@@ -80,11 +85,11 @@ class Shard:
     """UTF-8 bytes of its texts."""
     dtype: str
     sizes: dict[str, int]
-    """Bytes of the .bin and the .npz."""
+    """Bytes of each file, by suffix: bin, npz and, when only some tokens are targets, mask."""
     sha256: dict[str, str]
 
     def check(self, folder: Path, *, content: bool) -> None:
-        """Raise Damaged, naming the file, unless both files have their size and, with `content`, their hash."""
+        """Raise Damaged, naming the file, unless all files have their size and, with `content`, their hash."""
         for suffix, size in self.sizes.items():
             path = folder / f"{self.name}.{suffix}"
             if not path.is_file():
@@ -96,13 +101,23 @@ class Shard:
 
 
 def write_shard(
-    folder: Path, name: str, tokens: np.ndarray, columns: Mapping[str, np.ndarray], source: str, side: str
+    folder: Path,
+    name: str,
+    tokens: np.ndarray,
+    mask: np.ndarray | None,
+    columns: Mapping[str, np.ndarray],
+    source: str,
+    side: str,
 ) -> Shard:
-    """Write the two files of a shard and, last, its record. `tokens` has the shard's dtype and every E."""
+    """Write the files of a shard and, last, its record. `tokens` has the shard's dtype and every E; `mask` says which
+    of them are targets, None: all."""
     offsets = columns["offsets"]
     assert int(offsets[-1]) == len(tokens) - 1 and tokens.dtype.itemsize in (2, 4)
     sizes, hashes = {}, {}
-    for suffix, content in (("bin", tokens.tobytes()), ("npz", to_bytes(columns))):
+    files = {"bin": tokens.tobytes(), "npz": to_bytes(columns)}
+    if mask is not None:
+        files["mask"] = mask.astype(np.uint8).tobytes()
+    for suffix, content in files.items():
         path = folder / f"{name}.{suffix}"
         atomic_write(path, content)
         sizes[suffix], hashes[suffix] = len(content), sha256(path)
@@ -140,7 +155,7 @@ class Store:
         self.manifest = manifest
         self.shards = [Shard(**record) for record in manifest["shards"]]
         self.end_id: int = manifest["end_id"]
-        self._maps: list[np.ndarray | None] = [None] * len(self.shards)
+        self._maps: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(cls, directory: Path) -> "Store | None":
@@ -182,17 +197,45 @@ class Store:
             list(threads.map(lambda shard: shard.check(self.folder, content=content), self.shards))
 
     def tokens(self, shard: int) -> np.ndarray:
-        """The ids of one shard: a plain array over the mapped file, which slices faster than a memmap."""
-        found = self._maps[shard]
+        """The ids of one shard."""
+        record = self.shards[shard]
+        return self._map(f"{record.name}.bin", np.dtype(record.dtype))
+
+    def _map(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        """A plain array over a mapped file of the folder, which slices faster than a memmap."""
+        found = self._maps.get(name)
         if found is None:
-            record = self.shards[shard]
-            path = self.folder / f"{record.name}.bin"
+            path = self.folder / name
             try:
-                found = np.asarray(np.memmap(path, np.dtype(record.dtype), "r"))
+                found = np.asarray(np.memmap(path, dtype, "r"))
             except (OSError, ValueError) as error:
                 raise Damaged(f"{path}: cannot be mapped ({error})") from None
-            self._maps[shard] = found
+            self._maps[name] = found
         return found
+
+    def mask(self, shard: int) -> np.ndarray | None:
+        """Which tokens of one shard are targets, u1 of the length of its tokens; None: all."""
+        record = self.shards[shard]
+        return self._map(f"{record.name}.mask", np.dtype("u1")) if "mask" in record.sizes else None
+
+    @functools.cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """Every label that some document has, sorted."""
+        names = {name[6:] for columns in self._columns for name in columns if name.startswith("label:")}
+        return tuple(sorted(names))
+
+    def label(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(index into the values for each document of the store, -1: none; int32), (the values, sorted)."""
+        codes = [columns.get(f"label:{name}") for columns in self._columns]
+        own = [json.loads(columns[f"values:{name}"].tobytes()) if f"values:{name}" in columns else []
+               for columns in self._columns]  # fmt: skip
+        values = tuple(sorted({value for some in own for value in some}))
+        number = {value: i for i, value in enumerate(values)}
+        parts = [np.zeros(0, np.int32)]
+        for record, code, some in zip(self.shards, codes, own, strict=True):
+            table = np.array([*(number[value] for value in some), -1], np.int32)  # the last entry is for -1
+            parts.append(np.full(record.documents, -1, np.int32) if code is None else table[code])
+        return np.concatenate(parts), values
 
     def column(self, name: str) -> list[np.ndarray]:
         """One column of every shard. Raises Damaged when a shard lacks it."""
@@ -217,6 +260,19 @@ def ids_of(columns: Mapping[str, np.ndarray]) -> list[str]:
     """The documents' ids of one shard's columns."""
     blob, offsets = columns["id"].tobytes(), columns["id_offsets"].tolist()
     return [blob[start:stop].decode() for start, stop in zip(offsets, offsets[1:], strict=False)]
+
+
+def pack_labels(labels: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
+    """The columns `label:<name>` and `values:<name>` of documents with these labels; values in sorted order."""
+    columns: dict[str, np.ndarray] = {}
+    for name in sorted({name for each in labels for name in each}):
+        values = sorted({each[name] for each in labels if name in each})
+        number = {value: i for i, value in enumerate(values)}
+        columns[f"label:{name}"] = np.array(
+            [number.get(each.get(name, ""), -1) if name in each else -1 for each in labels], np.int32
+        )
+        columns[f"values:{name}"] = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    return columns
 
 
 def pack_ids(ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -15,8 +15,8 @@ import numpy as np
 
 from durable import atomic_write
 
+from .documents import clean_text
 from .errors import DataError
-from .sources import clean_text
 
 if TYPE_CHECKING:
     import tokenizers
