@@ -35,7 +35,8 @@ steps: 3
     assert errors(tmp_path / "bad.yaml", text, "--model.layer=3", "save.every=0", "what") == [
         "bad.yaml:1: run.threads: true is not an integer >= 1 or auto",
         "bad.yaml:1: run.name: 'a b' is not a folder name of letters, digits and . _ -, such as 'a-b'",
-        "bad.yaml:4: data.sources.a.kind: 'pythn' is not python, text, jsonl or hf — did you mean 'python'?",
+        "bad.yaml:4: data.sources.a.kind: 'pythn' is not python, code, text, jsonl, csv, parquet or hf "
+        "— did you mean 'python'?",
         "bad.yaml:4: data.sources.a.packages: 'json' is not a list of text; write [json]",
         "bad.yaml:5: data.mixture.a: true is not a number > 0",
         "bad.yaml:7: model.dim: 'on' is not an integer >= 1",
@@ -129,12 +130,13 @@ CROSS = {
     "schedule={warmup: 0.5, decay: 0.6}": "",
     "schedule={name: cosine, warmup: 101}": "",
     "data.mixture.b=1": "data.mixture.b: no source has this name; there are a",
-    "data.tokenizer={}": "data.tokenizer: takes exactly one of train, file and level, not none",
-    "data.tokenizer={train: {}, level: byte}": "data.tokenizer: takes exactly one of train, file and level, not train "
+    "data.tokenizer={}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, not none",
+    "data.tokenizer={train: {}, level: byte}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, "
+    "not train "
     "and level",
     "data.tokenizer=null": "data.tokenizer: null is not a mapping; write byte, char, {file: PATH} or {train: "
     "{vocab_size: N}}",
-    "data.tokenizer={train: null}": "data.tokenizer: takes exactly one of train, file and level, not none",
+    "data.tokenizer={train: null}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, not none",
     "data.sources.a.packages=[json]": "data.sources.a.packages: kind text does not use it; it takes files, exclude, "
     "max_documents",
     "data.sources.b={kind: python}": "data.sources.b: kind python needs packages",
