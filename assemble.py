@@ -1,12 +1,11 @@
 """Puts the parts of a run together from its config, for `train.py` and the scripts that need the same parts."""
 
 import dataclasses
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +13,20 @@ import torch
 from torch import Tensor
 
 from configs import RunConfig
-from data import Batch, Loader, Prepared, lookup, prepare
-from durable import STATE
-from eval import evaluate, score_sources
+from course import State, order_in_run, starts_in_run, total_steps
+from data import Batch, Loader, Prepared, held_out_labels, lookup, prepare
+from eval import evaluate, score_groups
 from learner import Learner, build_learner, fold_seed, rows_per_step
 from loss import WORST, LossOutput, metrics, reliability
 from model import eval_mode, generate, load_model, save_model
 from trainer import checkpoint, memory
 from trainer.distributed import Place, Ranks
-from trainer.schedule import parse_tokens, steps_of
+from trainer.schedule import steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
+Table = dict[str, dict[str, float]]
 SAMPLE_TEMPERATURE = 0.8
 CONTEXT_TOKENS = 12  # shown before a target that was hard to predict
-
-
-@dataclass
-class State:
-    """What a run needs to go on besides tensors, and that is no function of config and step. All of it is JSON."""
-
-    step: int = 0
-    """Steps done."""
-    row: int = 0
-    """Rows of the order used: where the next step begins, whatever size the steps before it had."""
-    tokens: int = 0
-    """Valid targets so far, all ranks."""
-    seconds: float = 0.0
-    """Time spent in training, over all starts."""
-    auto: dict[str, Any] = field(default_factory=dict)
-    """What `auto` settings came to: decided once, then reused."""
-    data: str | None = None
-    """Fingerprint of the prepared corpus."""
-    teacher: str | None = None
-    """sha256 of the weights that the run distills from."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Open sums of the current window of metrics, over all ranks."""
-    guard: dict[str, int] = field(default_factory=dict)
-    """Skipped steps, in all and in a row."""
-    scaler: dict[str, float] = field(default_factory=dict)
-    """Loss scale (fp16)."""
-    best: float | None = None
-    """Lowest nll of a saved step, on the validation rows that every evaluation scores."""
-    best_step: int | None = None
-    """The step that had it."""
-    wandb_id: str | None = None
-    """So that a resumed run goes on in the same wandb run."""
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> "State":
-        """The state in a verified checkpoint, whose `state.json` holds the list of files too."""
-        saved = json.loads((checkpoint / STATE).read_text())
-        return cls(**{f.name: saved[f.name] for f in dataclasses.fields(cls) if f.name in saved})
 
 
 def set_up_process(config: RunConfig, place: Place, device: torch.device) -> None:
@@ -88,22 +50,6 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
-    """Optimizer steps of the whole run; tokens and epochs round up to whole steps.
-
-    What is left after `state` is counted in steps of the present size.
-    """
-    train, rows = config.train, rows_per_step(config)
-    if train.steps is not None:
-        return train.steps
-    if train.tokens is not None:
-        wanted = -(-parse_tokens(train.tokens) // config.model.context)
-    else:
-        assert train.epochs is not None  # the schema asks for exactly one of the three
-        wanted = max(1, math.ceil(train.epochs * train_rows))
-    return state.step + max(0, -(-(wanted - state.row) // rows))
-
-
 @dataclass
 class Parts:
     """A learner and its rows: what training, evaluation and saving need."""
@@ -116,6 +62,15 @@ class Parts:
     """Ids of what samples begin with."""
     total: int
     """Steps of the whole run."""
+    groups: dict[str, tuple[Tensor, tuple[str, ...]]]
+    """Labels that validation is reported by: the value of each document of the corpus, see `eval.evaluate`."""
+    starts: dict[str, list[int]]
+    """The rows at which phases of data start."""
+
+    @property
+    def auto(self) -> dict[str, Any]:
+        """What this start decided, for `State.auto`."""
+        return self.learner.auto | ({"starts": self.starts} if self.starts else {})
 
     def every(self, section: str) -> int:
         """Steps between two acts of `eval`, `save` or `track`."""
@@ -136,12 +91,16 @@ class Parts:
 
     def _score(self, max_tokens: int | None) -> dict[str, float]:
         with eval_mode(self.learner.model):
-            return evaluate(*self._held_out(max_tokens), reduce=self.learner.ranks.sum, metrics=metrics)
+            return evaluate(
+                *self._held_out(max_tokens), reduce=self.learner.ranks.sum, metrics=metrics, groups=self.groups
+            )
 
-    def score_sources(self) -> dict[str, dict[str, float]]:
-        """Scores over all validation rows by source, in all under `""`."""
+    def score_groups(self) -> tuple[Table, dict[str, Table]]:
+        """Scores over all validation rows: by source, in all under `""`; and for each reported label, by value."""
         with eval_mode(self.learner.model):
-            return score_sources(*self._held_out(None), reduce=self.learner.ranks.sum, metrics=metrics)
+            return score_groups(
+                *self._held_out(None), reduce=self.learner.ranks.sum, metrics=metrics, groups=self.groups
+            )
 
     def _held_out(self, max_tokens: int | None) -> tuple[Score, Iterator[Batch], tuple[str, ...]]:
         """How to score a batch, the batches, and the names of their sources."""
@@ -218,16 +177,23 @@ class Parts:
 
 
 def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device, state: State) -> Parts:
-    """The parts of a run that is in `state`. Raises ValueError for a prompt that the tokenizer cannot spell."""
+    """The parts of a run that is in `state`.
+
+    Raises ValueError for a prompt that the tokenizer cannot spell, a label that no document has, a share of the data
+    that cannot be kept, or more epochs than wanted.
+    """
     tokenizer = data.tokenizer
     prompts = [[tokenizer.end_id, *tokenizer.encode(prompt)] for prompt in config.eval.prompts]
+    labels = held_out_labels(data, config.eval.by)
+    groups = {name: (torch.from_numpy(codes), values) for name, (codes, values) in labels.items()}
     learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto, data)
-    rows = rows_per_step(config)
+    rows, total = rows_per_step(config), total_steps(config, data.train.rows, state)
     loader = Loader(
         data, batch_rows=rows, micro_rows=learner.micro_rows, rank=ranks.rank, world_size=ranks.world_size,
-        seed=config.run.seed, offset=state.row - state.step * rows, pin=device.type == "cuda",
+        seed=config.run.seed, offset=state.row - state.step * rows, order=order_in_run(config, data, state, total),
+        pin=device.type == "cuda",
     )  # fmt: skip
-    return Parts(config, learner, data, loader, prompts, total_steps(config, data.train.rows, state))
+    return Parts(config, learner, data, loader, prompts, total, groups, starts_in_run(config, state, total))
 
 
 def prepare_once(config: RunConfig, place: Place) -> Prepared:

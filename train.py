@@ -30,7 +30,8 @@ from configs import (
 )
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
-    from assemble import Parts, State
+    from assemble import Parts
+    from course import State
     from data import Prepared
     from trainer.distributed import Place, Ranks
     from trainer.rundir import RunState
@@ -139,7 +140,7 @@ def go_through(
     if state.data not in (None, data.fingerprint):
         raise ValueError(f"{path} was trained on another corpus than the one prepared now; --restart starts anew")
     parts = build(config, data, ranks, ranks.device, state)
-    state.auto, state.data = parts.learner.auto, data.fingerprint
+    state.auto, state.data = parts.auto, data.fingerprint
     if checkpoint:
         parts.load(checkpoint, state)
     if state.step >= parts.total:
@@ -242,7 +243,7 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
 
     Raises ConfigError when the config makes it another run, and `Damaged` when no checkpoint is intact.
     """
-    from assemble import State
+    from course import State
 
     checkpoint, passed_over = durable.newest_checkpoint(path)
     for reason in passed_over:
@@ -267,6 +268,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     """Write down what this start runs with, and drop what a crash or a damaged checkpoint left behind."""
     import torch
 
+    from course import describe_course
     from trainer.checkpoint import go_on_from
     from trainer.rundir import append_line, environment, keep_copy
 
@@ -284,6 +286,9 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     held_out = parts.data.val.rows_by_source
     for name in (name for name, rows in parts.data.train.rows_by_source.items() if rows and not held_out.get(name)):
         print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
+    have, targets = parts.data.train.rows_by_source, parts.data.train.targets_by_source
+    for name, told in describe_course(config, have, targets, state, parts.total).items():
+        print(f"{name}: {told}", file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
     durable.atomic_write(path / "config.yaml", dump(kept))

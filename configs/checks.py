@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from data.config import SOURCE_NAME, STATISTICS, TOKENIZERS, SourceConfig
+from data.config import SOURCE_NAME, STATISTICS, TOKENIZERS, SourceConfig, TokenizerConfig
 from loss.terms import check as check_loss
 from model.config import ModelConfig
 from trainer.schedule import parse_tokens
@@ -35,6 +35,7 @@ _SOURCE_FIELDS = {
     "parquet": ("files", "exclude", *_RECORDS, *_CHATS, *_ANY),
     "hf": ("path", "name", "split", "data_files", "streaming", *_RECORDS, *_CHATS, *_ANY),
 }
+_LABEL = r"[a-z][a-z0-9_]*"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -93,31 +94,130 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
             if key != "kind" and key not in used and getattr(source, key) != default:
                 message = f"{dotted(path)}.{key}: kind {source.kind} does not use it; it takes {', '.join(used)}"
                 yield Problem((*path, key), message, ((*path, "kind"),))
+        yield from _source(path, source)
+    readers = [(*place, name) for place, group in groups.items() for name in group if "-" in group[name].files]
+    for path in readers[1:]:
+        message = f"{dotted(path)}.files: only one source can read `-`, standard input; {dotted(readers[0])} does"
+        yield Problem((*path, "files"), message, ((*readers[0], "files"),))
+
+
+def _source(path: Path, source: SourceConfig) -> Iterator[Problem]:
+    """What one source says that cannot be meant."""
+    if source.messages is not None and source.text != "text":
+        message = f"{dotted(path)}.text: messages takes its place; leave it out"
+        yield Problem((*path, "text"), message, ((*path, "messages"),))
+    chats = "messages" in _SOURCE_FIELDS[source.kind] and source.messages is None
+    for key in ("template", "train_on") if chats else ():
+        if getattr(source, key) != getattr(SourceConfig(kind="text"), key):
+            message = f"{dotted(path)}.{key}: is for conversations; name the field that holds them in messages"
+            yield Problem((*path, key), message, ((*path, "messages"),))
+    if "-" in source.files and source.kind not in ("text", "jsonl"):
+        message = f"{dotted(path)}.files: `-` is standard input, which kinds text and jsonl can read, not {source.kind}"
+        yield Problem((*path, "files"), message, ((*path, "kind"),))
+    if not _decodes(source.encoding):
+        message = f"{dotted(path)}.encoding: no encoding is called {source.encoding!r}; try utf-8, utf-16 or latin-1"
+        yield Problem((*path, "encoding"), message)
+    for key in ("labels", "constants"):
+        for label in getattr(source, key):
+            place = (*path, key, label)
+            if not re.fullmatch(_LABEL, label):
+                yield Problem(place, f"{dotted(place)}: a label's name is lower-case letters, digits and _")
+            elif label == "source":
+                yield Problem(place, f"{dotted(place)}: every document has the label `source`, the name of its source")
+            elif key == "constants" and label in source.labels:
+                message = f"{dotted(place)}: {dotted((*path, 'labels'))} has this label too; name it in one of them"
+                yield Problem(place, message, ((*path, "labels", label),))
+
+
+def _decodes(encoding: str) -> bool:
+    """Whether an encoding is known and makes text of any bytes, if with replacements."""
+    try:
+        bytes(range(256)).decode(encoding, "replace")
+    except (LookupError, ValueError):  # a UnicodeError is a ValueError, and so is a NUL in the name
+        return False
+    return True
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:
-    names, mixture = list(config.data.sources), config.data.mixture
-    for name in mixture:
-        if name not in names:
-            known = hint(name, names) or f"; there are {', '.join(names)}"
-            path: Path = ("data", "mixture", name)
-            yield Problem(path, f"{dotted(path)}: no source has this name{known}", (("data", "sources"),))
-    missing = [name for name in names if name not in mixture]
-    if mixture and missing:
-        message = f"data.mixture: no share for {', '.join(missing)}; name every source or none"
-        yield Problem(("data", "mixture"), message, (("data", "sources"),))
+    if config.data.mixture:
+        yield from _shares(config, ("data", "mixture"), config.data.mixture, "name every source or none")
+    for number, phase in enumerate(config.data.phases):
+        path: Path = ("data", "phases", number)
+        yield from _shares(config, (*path, "mixture"), phase.mixture, "name every source; 0 leaves one out")
+        before = config.data.phases[number - 1].at
+        if number and not _after(config, before, phase.at):
+            message = f"{dotted((*path, 'at'))}: {phase.at!r} is not after the phase before, at {before!r}"
+            reads: tuple[Path, ...] = (("data", "phases", number - 1, "at"), ("train",))
+            yield Problem((*path, "at"), message, reads)
     for name in config.data.clean.keep:
         if name not in STATISTICS:
             known = hint(name, list(STATISTICS)) or f"; there are {', '.join(STATISTICS)}"
             path = ("data", "clean", "keep", name)
             yield Problem(path, f"{dotted(path)}: no statistic has this name{known}")
-    tokenizer = config.data.tokenizer
+    yield from _fim(config)
+    yield from _tokenizer(config.data.tokenizer)
+
+
+def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     given = [name for name in TOKENIZERS if getattr(tokenizer, name) is not None]
     if len(given) != 1:
         which = " and ".join(given) if given else "none"
         ways = f"{', '.join(TOKENIZERS[:-1])} and {TOKENIZERS[-1]}"
         message = f"data.tokenizer: takes exactly one of {ways}, not {which}"
         yield Problem(("data", "tokenizer"), message)
+    if tokenizer.train is not None and tokenizer.train.pattern != "gpt4" and tokenizer.train.digits != 3:
+        path: Path = ("data", "tokenizer", "train")
+        message = f"{dotted((*path, 'digits'))}: only the pattern gpt4 groups digits; leave it out"
+        yield Problem((*path, "digits"), message, ((*path, "pattern"),))
+
+
+def _fim(config: RunConfig) -> Iterator[Problem]:
+    fim, names = config.data.pack.fim, list(config.data.sources)
+    if fim is None:
+        return
+    path: Path = ("data", "pack", "fim")
+    for name in fim.sources:
+        if name not in names:
+            known = hint(name, names) or f"; there are {', '.join(names)}"
+            message = f"{dotted((*path, 'sources'))}: no source is called {name!r}{known}"
+            yield Problem((*path, "sources"), message, (("data", "sources"),))
+    if config.model.context < 4:
+        message = f"{dotted(path)}: a piece takes 3 more positions; model.context is {config.model.context}, at least 4"
+        yield Problem(path, message, (("model", "context"),))
+
+
+def _shares(config: RunConfig, path: Path, mixture: Mapping[str, float], rule: str) -> Iterator[Problem]:
+    """Whether a mixture names all sources and no others, and leaves any in."""
+    names, reads = list(config.data.sources), (("data", "sources"),)
+    for name in mixture:
+        if name not in names:
+            known = hint(name, names) or f"; there are {', '.join(names)}"
+            yield Problem((*path, name), f"{dotted((*path, name))}: no source has this name{known}", reads)
+    missing = [name for name in names if name not in mixture]
+    if missing:
+        yield Problem(path, f"{dotted(path)}: no share for {', '.join(missing)}; {rule}", reads)
+    elif not any(mixture.values()):
+        yield Problem(path, f"{dotted(path)}: every share is 0")
+
+
+def _after(config: RunConfig, first: int | float | str, second: int | float | str) -> bool:
+    """Whether a length is longer than another, or they cannot be compared yet."""
+    train = config.train
+
+    def steps(length: int | float | str) -> float | None:
+        if isinstance(length, str):
+            return parse_tokens(length) / train.batch_tokens
+        if isinstance(length, int):
+            return length
+        total = train.steps if train.tokens is None else parse_tokens(train.tokens) / train.batch_tokens
+        return None if total is None else length * total
+
+    if isinstance(first, float) and isinstance(second, float):
+        return first < second
+    if any(isinstance(text, str) and _bad_length(text, zero=True) for text in (first, second)):
+        return True  # reported elsewhere
+    a, b = steps(first), steps(second)
+    return a is None or b is None or a < b
 
 
 def check_model(model: ModelConfig) -> Iterator[Problem]:
@@ -181,13 +281,16 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     A warm-up and a decay may overlap or be longer than the run: the rate is the product of both, and a short run of a
     recipe then has a lower peak.
     """
-    lengths = {
+    lengths: dict[Path, int | float | str] = {
         ("schedule", "warmup"): config.schedule.warmup,
         ("schedule", "decay"): config.schedule.decay,
         ("eval", "every"): config.eval.every,
         ("save", "every"): config.save.every,
         ("track", "every"): config.track.every,
+        **{("data", "phases", i, "at"): phase.at for i, phase in enumerate(config.data.phases)},
     }
+    if config.data.curriculum:
+        lengths["data", "curriculum", "over"] = config.data.curriculum.over
     for path, length in lengths.items():
         message = _bad_length(length, zero=path[0] == "schedule")
         if message:

@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec
 
@@ -22,23 +22,28 @@ P = ParamSpec("P")
 def parse(
     argv: Sequence[str], *, prog: str, description: str, flags: Mapping[str, str] | None = None
 ) -> argparse.Namespace:
-    """`CONFIG [key.sub=value ...] [--flag ...]` as `.config`, `.overrides` and one bool for each flag.
+    """`CONFIG [key.sub=value ...] [--flag ...]` as `.config`, `.overrides` and one attribute for each flag.
 
-    `flags` maps names such as `dry-run` to their help; that flag is then `.dry_run`. `key.sub=value` and
-    `--key.sub=value` are the same. `--help` prints the schema and exits 0; a mistake prints one line and exits 2.
+    `flags` maps names such as `dry-run` to their help; that flag is then the bool `.dry_run`. One named `slice=I/N`
+    takes a value, `--slice 0/4` or `--slice=0/4`, and is the str `.slice`, None when it is not given.
+    `key.sub=value` and `--key.sub=value` are the same. `--help` prints the schema and exits 0; a mistake prints one
+    line and exits 2.
     """
     flags = flags or {}
     if any(word in ("-h", "--help") for word in argv):
         print(_help(prog, description, flags))
         raise SystemExit(0)
-    found: dict[str, bool] = dict.fromkeys(flags, False)
+    shapes = dict(flag.partition("=")[::2] for flag in flags)  # name -> what its value looks like, empty: it has none
+    found: dict[str, bool | str | None] = {name: None if shape else False for name, shape in shapes.items()}
     files: list[str] = []
     overrides: list[str] = []
-    for word in argv:
-        if word.removeprefix("--") in flags and word.startswith("--"):
-            found[word.removeprefix("--")] = True
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in shapes:
+            found[name] = _value(prog, name, shapes[name], value if equals else None, words)
         elif word.startswith("-") and "=" not in word:
-            _refuse(prog, f"unknown option {word}{_option_hint(word, flags)}")
+            _refuse(prog, f"unknown option {word}{_option_hint(word, shapes)}")
         elif "=" in word and not (not files and Path(word).is_file()):
             overrides.append(word)
         else:
@@ -48,6 +53,18 @@ def parse(
         _refuse(prog, f"{what} (--help shows the options)")
     names = {name.replace("-", "_"): value for name, value in found.items()}
     return argparse.Namespace(config=files[0], overrides=tuple(overrides), **names)
+
+
+def _value(prog: str, name: str, shape: str, given: str | None, words: Iterator[str]) -> bool | str:
+    """What a flag is set to: `given` after a `=`, else the next word if it takes one."""
+    if not shape:
+        if given is not None:
+            _refuse(prog, f"--{name} takes no value")
+        return True
+    value = next(words, "") if given is None else given
+    if not value or value.startswith("--"):
+        _refuse(prog, f"--{name} needs a value: --{name} {shape}")
+    return value
 
 
 def _option_hint(word: str, flags: Mapping[str, str]) -> str:
@@ -64,9 +81,9 @@ def _refuse(prog: str, message: str) -> None:
 def _help(prog: str, description: str, flags: Mapping[str, str]) -> str:
     from .reference import describe
 
-    options = {f"--{name}": text for name, text in {**flags, "help": "this text"}.items()}
+    options = {f"--{name.replace('=', ' ')}": text for name, text in {**flags, "help": "this text"}.items()}
     width = max(map(len, options)) + 2
-    usage = " ".join(["usage:", prog, "CONFIG", "[key.sub=value ...]", *(f"[--{name}]" for name in flags)])
+    usage = " ".join(["usage:", prog, "CONFIG", "[key.sub=value ...]", *(f"[{name}]" for name in list(options)[:-1])])
     table = "\n".join(f"  {name.ljust(width)}{text}" for name, text in options.items())
     example = f"example: {prog} configs/tiny.yaml train.steps=200 model.dim=128"
     return f"{usage}\n\n{description}\n\n{table}\n\n{example}\n\nCONFIG is YAML with these keys:\n\n{describe()}"

@@ -8,20 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig, TrainTokenizerConfig
-    from .corpus import Estimate, Prepared, estimate, lookup, prepare
+    from .corpus import Estimate, Prepared, estimate, lookup, prepare, prepare_slice, repair
+    from .curriculum import order_of, plain_order, starts_of
+    from .engines import Engine
+    from .epochs import check_epochs, epochs_of
     from .errors import DataError
+    from .groups import held_out_labels
     from .loader import Batch, Loader, Step
     from .order import Order
+    from .packing import PackingReport, packing_report
     from .plan import RowPlan
+    from .texts import prepare_file
     from .tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
     "config": ("DataConfig", "PackConfig", "SourceConfig", "SplitConfig", "TokenizerConfig", "TrainTokenizerConfig"),
+    "curriculum": ("order_of", "plain_order", "starts_of"),
+    "epochs": ("check_epochs", "epochs_of"),
     "errors": ("DataError",),
+    "groups": ("held_out_labels",),
     "loader": ("Batch", "Loader", "Step"),
     "order": ("Order",),
+    "packing": ("PackingReport", "packing_report"),
     "plan": ("RowPlan",),
-    "corpus": ("Estimate", "Prepared", "estimate", "lookup", "prepare"),
+    "corpus": ("Estimate", "Prepared", "estimate", "lookup", "prepare", "prepare_slice", "repair"),
+    "engines": ("Engine",),
+    "texts": ("prepare_file",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -30,10 +42,12 @@ __all__ = [
     "Batch",
     "DataConfig",
     "DataError",
+    "Engine",
     "Estimate",
     "Loader",
     "Order",
     "PackConfig",
+    "PackingReport",
     "Prepared",
     "RowPlan",
     "SourceConfig",
@@ -42,10 +56,20 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TrainTokenizerConfig",
+    "check_epochs",
+    "epochs_of",
     "estimate",
+    "held_out_labels",
     "load_tokenizer",
     "lookup",
+    "order_of",
+    "packing_report",
+    "plain_order",
     "prepare",
+    "prepare_file",
+    "prepare_slice",
+    "repair",
+    "starts_of",
 ]
 
 

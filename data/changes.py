@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .codebase import code_parts
 from .config import DataConfig, SourceConfig
 from .errors import DataError
+from .files import file_parts
 from .packages import versions
-from .sources import file_parts
 
 INPUTS = "inputs.json"
 
@@ -57,8 +58,9 @@ def _name(key: str) -> str:
 
 def _digest(name: str, source: SourceConfig) -> str | None:
     """Of names, sizes and times of a source's files; None when it has none on this machine."""
-    if source.kind in ("text", "jsonl"):
-        files = [(part.id, part.path) for part, _ in file_parts(name, source)]
+    if source.files:
+        parts = code_parts(name, source) if source.kind == "code" else file_parts(name, source)
+        files = [(part.id, part.path) for part, _ in parts]
     else:
         folder = [f"{glob.escape(source.path)}/**"] if source.path and os.path.isdir(source.path) else []
         found = {path for pattern in (*folder, *source.data_files) for path in glob.glob(pattern, recursive=True)}

@@ -156,7 +156,8 @@ class DecontaminateConfig:
     files: Annotated[tuple[str, ...], MinLen(1)]
     """Paths or globs; every text in them counts: `.jsonl` by its strings, all else as plain text."""
     ngram: Annotated[int, Ge(1)] = 13
-    """Words; a shorter evaluation text counts whole."""
+    """Words; a shorter evaluation text counts whole, and one of fewer than 4 words only where a document is nothing
+    else."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class FimConfig:
 
 @dataclass(frozen=True)
 class PackConfig:
-    """How documents become rows of equal length."""
+    """How documents become rows of equal length. Validation rows are always packed as by `bfd`, without `fim`, so that
+    losses compare across modes."""
 
     mode: Literal["bfd", "truncate", "concat", "pad"] = "bfd"
     """bfd: documents longer than a row are split, then best-fit decreasing; truncate: their rest is lost instead;

@@ -9,29 +9,32 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from durable import Damaged, Locked, atomic_write, file_lock, sha256
+from durable import Damaged, Locked, atomic_write, file_lock
 
-from .build import build, check_problems, given, remove_leftovers, tasks_of
+from .attempt import remove_attempt
+from .build import Build, build, check_problems, tasks_of
 from .changes import changed
-from .config import SOURCE_NAME, TOKENIZERS, DataConfig, SourceConfig
+from .config import DataConfig
+from .curriculum import plain_order
+from .engines import LOCAL, Engine
 from .errors import DataError
+from .fim import special_ids
+from .place import check, checked_directory
 from .plan import Plan, RowPlan, make_plan, plan_id
 from .sample import verification_sample
-from .store import FORMAT, Store
+from .sources import reads_stdin
+from .store import FORMAT, MANIFEST, Store
 from .tokenizer import Tokenizer
+from .verified import verify
 
-_NEEDS = {"python": "packages", "hf": "path"} | dict.fromkeys(("code", "text", "jsonl", "csv", "parquet"), "files")
 _BYTES_PER_TOKEN = 3.5  # of a trained tokenizer on code or English, for estimates only
 
 
@@ -84,7 +87,10 @@ class Prepared:
             steps = np.zeros(len(tokens) + 1, np.int32)  # +1 where a piece's targets begin, -1 after their end
             np.add.at(steps, first, 1)
             np.add.at(steps, first + length, -1)
-            counts += np.bincount(tokens[np.cumsum(steps[:-1]) > 0], minlength=len(counts))
+            read, mask = np.cumsum(steps[:-1]) > 0, self.store.mask(shard)
+            counts += np.bincount(tokens[read if mask is None else read & (mask > 0)], minlength=len(counts))
+        if plan.fim.any():
+            counts[list(special_ids(self.tokenizer))] += int((plan.fim > 0).sum())
         return counts
 
     def val_documents(self) -> Iterator[bytes]:
@@ -118,43 +124,103 @@ class Prepared:
                 f"{side:<11} {sum(facts['documents'][side].values()):,} documents, {plan.targets:,} targets, "
                 f"{plan.rows:,} rows of {self.context}, {plan.padding:.2%} padding"
             )
+            if side == "train" and (lost := sum(facts["lost"].values())):
+                lines.append(f"lost        {lost:,} targets, in documents longer than a row")
             if len(self.source_names) > 1:
                 lines += [f"  {name:<9} {rows:,} rows" for name, rows in plan.rows_by_source.items() if rows]
         return lines
 
 
-def prepare(config: DataConfig, context: int, *, progress: bool = True) -> Prepared:
+def prepare(config: DataConfig, context: int, *, progress: bool = True, engine: Engine = LOCAL) -> Prepared:
     """Make what is missing of the corpus and its rows, and open it. Rows hold `context` inputs.
 
     Other processes that prepare the same corpus wait. With `progress`, stderr shows bars, whom this one waits for, and
     one line when the sources have changed since they were read. Raises DataError for bad input and Damaged for damaged
-    files; every byte is verified.
+    files; every file that may have changed since it was last verified is verified.
     """
-    directory = _checked_directory(config, context)
+    directory = checked_directory(config, context)
     found = _open(directory, config, context)
     if found is None:
-        try:
-            (directory / "shards").mkdir(parents=True, exist_ok=True)
-            (directory / "plans").mkdir(exist_ok=True)
-        except OSError as error:
-            raise DataError(f"data.dir: cannot make {directory}: {error.strerror}") from None
-        with _lock(directory.parent / f".{directory.name}.lock", progress):
-            remove_leftovers(directory)
-            store = Store.open(directory) or build(config, directory, progress)
-            store.verify()
-            plan = _plan(store, config, context)
-            path = _plan_path(store, config, context)
-            if not path.is_file() or path.read_bytes() != plan.to_bytes():
-                atomic_write(path, plan.to_bytes())
-        found = Prepared(store, plan, config, context)
+        with _at_work(directory, progress):
+            store = Store.open(directory) or build(config, directory, progress, engine)
+            found = _planned(store, config, context)
     else:
-        found.store.verify()
+        verify(found.store)
     if progress and (changes := found.changed()):
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         what = "; ".join(changes[:3]) + more
         print(
             f"the sources have changed since they were read ({what}): delete {directory} to read anew", file=sys.stderr
         )
+    return found
+
+
+def prepare_slice(
+    config: DataConfig, context: int, index: int, count: int, *, progress: bool = True
+) -> Prepared | list[str]:
+    """Encode task `index` of the corpus and every `count`-th after it, beside other processes, here or on other
+    machines with the same files, that do the others.
+
+    Returns the corpus, if this completed it or it was complete, else the labels of the tasks that are not done.
+    """
+    if not 0 <= index < count:
+        raise DataError(f"slice {index}/{count}: slices of {count} are 0/{count} to {count - 1}/{count}")
+    directory = checked_directory(config, context)
+    with _at_work(directory, progress):
+        preparation = None if Store.open(directory) else Build(config, directory, progress)
+    if preparation is not None:
+        everything = range(len(preparation.tasks))
+        try:
+            preparation.encode(everything[index::count], LOCAL)
+        except FileNotFoundError:
+            if Store.open(directory) is None:
+                raise  # else another process did the same, and has put its tools away
+    with _at_work(directory, progress):
+        store = Store.open(directory)
+        if store is None and preparation is not None:
+            missing = preparation.missing(everything, content=False)
+            if missing:
+                return [preparation.tasks[place].label for place in missing]
+            store = preparation.commit()
+        assert store is not None
+        return _planned(store, config, context)
+
+
+def repair(config: DataConfig, context: int, *, progress: bool = True) -> list[str]:
+    """Make damaged files of a corpus again, and name them; see `data.mend`."""
+    from .mend import mend
+
+    directory = checked_directory(config, context)
+    with _at_work(directory, progress):
+        store = Store.open(directory)
+        return [] if store is None else mend(store, config, progress)
+
+
+@contextlib.contextmanager
+def _at_work(directory: Path, progress: bool) -> Iterator[None]:
+    """Be the only process that makes this corpus; its folders are there, and of a finished one, no leftovers."""
+    try:
+        for folder in ("shards", "plans"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"data.dir: cannot make {directory}: {error.strerror}") from None
+    with _lock(directory.parent / f".{directory.name}.lock", progress):
+        if (directory / MANIFEST).exists():
+            remove_attempt(directory)
+        yield
+
+
+def _planned(store: Store, config: DataConfig, context: int) -> Prepared:
+    """The corpus with its rows, which are written if they are not there. Every file is verified first."""
+    from .card import try_write_card
+
+    verify(store)
+    store.keeps_derived = True
+    plan = _plan(store, config, context)
+    path, found = _plan_path(store, config, context), Prepared(store, plan, config, context)
+    if not path.is_file() or path.read_bytes() != plan.to_bytes():
+        try_write_card(found)  # before the plan: with that, nothing is made again
+        atomic_write(path, plan.to_bytes())
     return found
 
 
@@ -174,7 +240,7 @@ def _lock(path: Path, progress: bool) -> Iterator[None]:
 
 def lookup(config: DataConfig, context: int) -> Prepared | None:
     """The corpus if it has been prepared, else None. Writes nothing; of the files, only the sizes are verified."""
-    directory = _checked_directory(config, context)
+    directory = checked_directory(config, context)
     found = _open(directory, config, context)
     if found is None:
         store = Store.open(directory)
@@ -197,11 +263,13 @@ class Estimate:
 def estimate(config: DataConfig) -> Estimate:
     """A guess from file sizes, before anything is prepared. Writes nothing, and reads nothing but, for `level: char`,
     the start of a few documents, since the bytes of a character depend on the language."""
-    _check(config)
+    check(config)
+    if any(reads_stdin(source) for source in (*config.sources.values(), *config.split.sources.values())):
+        return Estimate(None, None, None)
     tasks = tasks_of(config)
     if any(task.config.streaming for task in tasks):
         return Estimate(None, None, None)
-    countable = all(task.config.kind in ("python", "text") for task in tasks)
+    countable = all(task.config.kind in ("python", "code", "text") for task in tasks)
     nbytes = sum(task.size for task in tasks)
     match config.tokenizer.level:
         case "byte":
@@ -213,69 +281,6 @@ def estimate(config: DataConfig) -> Estimate:
             per_token = _BYTES_PER_TOKEN
     documents = sum(len(task.parts) for task in tasks) if countable else None
     return Estimate(documents, nbytes, int(nbytes / per_token))
-
-
-def corpus_directory(config: DataConfig) -> Path:
-    """Where the corpus of a config lives: named by the sources and the tokenizer, which decide its tokens."""
-    tokenizer: dict[str, Any] = given(config.tokenizer)
-    if config.tokenizer.file is not None:
-        path = Path(config.tokenizer.file)
-        if not path.is_file():
-            raise DataError(f"data.tokenizer.file: no file {path}")
-        tokenizer["file"] = sha256(path)
-    key = {
-        "format": FORMAT,
-        "sources": [[name, _located(source)] for name, source in config.sources.items()],
-        "val": [[name, _located(source)] for name, source in config.split.sources.items()],
-        "tokenizer": tokenizer,
-        "text": [config.redact, config.detect_language],
-    }
-    return Path(config.dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _located(source: SourceConfig) -> dict[str, Any]:
-    """What is given of a source, with the place of what is relative to the working directory."""
-    found = given(source)
-    if source.kind in ("text", "jsonl"):
-        found["files"] = [os.path.abspath(pattern) for pattern in source.files]
-        if source.exclude:  # its patterns are held against paths as they are spelled
-            found["spelled"] = source.files
-    if source.kind == "hf" and source.path is not None:
-        builder = "/" not in source.path  # a name on the hub has its files there
-        if source.data_files and builder:
-            found["data_files"] = [file if "://" in file else os.path.abspath(file) for file in source.data_files]
-        if os.path.exists(source.path):
-            found["path"] = os.path.abspath(source.path)
-    return found
-
-
-def _checked_directory(config: DataConfig, context: int) -> Path:
-    _check(config)
-    if context < 1:
-        raise DataError(f"context is {context}; rows need at least 1 token")
-    return corpus_directory(config)
-
-
-def _check(config: DataConfig) -> None:
-    """Raise DataError for what the types of a config cannot rule out."""
-    if not config.sources:
-        raise DataError("data.sources is empty: name at least one source")
-    for where, sources in (("data.sources", config.sources), ("data.split.sources", config.split.sources)):
-        for name, source in sources.items():
-            if not re.fullmatch(SOURCE_NAME, name):
-                rule = "is 1 to 64 letters, digits, _ and -, the first a letter or digit"
-                raise DataError(f"{where}: the name of a source {rule}, not {name!r}")
-            if source.kind not in _NEEDS:
-                raise DataError(f"{where}.{name}.kind is {source.kind!r}; it may be {', '.join(_NEEDS)}")
-            if not getattr(source, _NEEDS[source.kind]):
-                raise DataError(f"{where}.{name}: kind {source.kind} needs {_NEEDS[source.kind]}")
-    chosen = [name for name in TOKENIZERS if getattr(config.tokenizer, name) is not None]
-    if len(chosen) != 1:
-        ways = ", ".join(TOKENIZERS)
-        raise DataError(f"data.tokenizer needs exactly one of {ways}; given: {', '.join(chosen) or 'none'}")
-    unknown = set(config.mixture) ^ set(config.sources) if config.mixture else set()
-    if unknown:
-        raise DataError(f"data.mixture must name every source once or be empty; look at {', '.join(sorted(unknown))}")
 
 
 def _open(directory: Path, config: DataConfig, context: int) -> Prepared | None:
@@ -293,14 +298,16 @@ def _open(directory: Path, config: DataConfig, context: int) -> Prepared | None:
 
 
 def _plan_path(store: Store, config: DataConfig, context: int) -> Path:
-    return store.directory / "plans" / f"{plan_id(store.manifest, config.split, config.pack, context)}.npz"
+    name = plan_id(store.manifest, config.split, config.pack, context, config.clean)
+    return store.directory / "plans" / f"{name}.npz"
 
 
 def _plan(store: Store, config: DataConfig, context: int) -> Plan:
-    plan = make_plan(store, store.manifest["names"], config.split, config.pack, context)
+    plan = make_plan(store, store.manifest["names"], config.split, config.pack, context, config.clean)
     _check_mixture(plan, config)
     return plan
 
 
 def _check_mixture(plan: Plan, config: DataConfig) -> None:
-    plan.train.order(config.mixture, 0)
+    starts = {"phases": [0] * len(config.phases)}
+    plain_order(config, plan.train.rows_by_source, plan.train.targets_by_source, starts, 0)

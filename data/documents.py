@@ -1,5 +1,6 @@
 """A document as it was read, and text that UTF-8 can hold."""
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,10 +37,19 @@ def clean_text(text: str) -> tuple[str, bool]:
     return text, False
 
 
-def decode(raw: bytes) -> tuple[str, str | None]:
-    """(text, problem) of a file's bytes: UTF-8 without its byte order mark, line ends untouched."""
+def decode(raw: bytes, encoding: str = "utf-8", start: bool = True) -> tuple[str, str | None]:
+    """(text, problem) of bytes: line ends untouched, U+FFFD for what is broken; at the `start` of a file a byte order
+    mark is left out."""
+    name = codecs.lookup(encoding).name
+    if name == "utf-8" and start:
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    problem = None
     try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode(), None
+        text = raw.decode(name)
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8 at byte {error.start}"
-        return raw.removeprefix(b"\xef\xbb\xbf").decode(errors="replace"), problem
+        problem = f"not {name.upper()} at byte {error.start}"
+        text = raw.decode(name, "replace")
+    if name == "utf-8":
+        return text, problem
+    text, broken = clean_text(text.removeprefix("\ufeff") if start else text)  # some escapes make surrogates
+    return text, problem or ("a lone surrogate" if broken else None)

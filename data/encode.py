@@ -1,23 +1,17 @@
 """From one task to its shards: what a preparing process runs, here or in a worker. Never imports torch."""
 
-import contextlib
+import functools
 import hashlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import sys
-import threading
-import types
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from .chat import encode_chat
+from durable import atomic_write
+
+from .chat import encode_chat, ordinary_text
 from .documents import Document, Turn
 from .errors import DataError
 from .language import detect
@@ -26,9 +20,6 @@ from .sources import Task, read
 from .statistics import measure
 from .store import BLANK, FORMAT, UNDECODABLE, Shard, find_shard, pack_ids, pack_labels, token_dtype, write_shard
 from .tokenizer import Encode, Tokenizer, load_file, tiktoken_encoder
-
-POOL_BYTES = 20 << 20
-"""A corpus smaller than this is encoded in this process: starting workers would take longer."""
 
 
 @dataclass
@@ -47,7 +38,9 @@ class Job:
     """All that a worker needs to know."""
 
     tokenizer_file: Path
+    tokenizer_sha256: str
     folder: Path
+    """Where shards go."""
     fast: bool
     """Encode with tiktoken, which has been verified."""
     shard_bytes: int
@@ -66,6 +59,10 @@ class TaskEncoder:
         self.folder = job.folder
         self.shard_bytes = job.shard_bytes
         self.tokenizer: Tokenizer = load_file(job.tokenizer_file)
+        if self.tokenizer.sha256 != job.tokenizer_sha256:  # another process has begun anew
+            raise DataError(
+                f"{job.tokenizer_file} was made again, since sources have changed; run the same command again"
+            )
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.encode: Encode = tiktoken_encoder(self.tokenizer) if job.fast else self.tokenizer.encode_array
 
@@ -131,9 +128,10 @@ class TaskEncoder:
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
         """(tokens, which of them are targets or None for all, columns) of one shard."""
         end, target = np.array([self.tokenizer.end_id], self.dtype), np.ones(1, bool)
-        arrays, masks, flags, hashes = [end], [target], [], []
+        arrays, masks, flags, hashes, nbytes = [end], [target], [], [], []
         for document, raw in block:
-            ids, mask = self._encode_document(task, document, raw)
+            nbytes.append(len(ordinary_text(document, task.config.template).encode()) if document.turns else len(raw))
+            ids, mask = self._encode_document(task, document, nbytes[-1])
             arrays += [ids, end]
             masks += [mask, mask[-1:] if document.turns else target]
             flags.append(UNDECODABLE * (document.problem is not None) + BLANK * (not raw.strip()))
@@ -144,7 +142,7 @@ class TaskEncoder:
         columns = {
             "offsets": np.cumsum([0, *lengths], dtype=np.int64),
             "hash": np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2),
-            "nbytes": np.array([len(raw) for _, raw in block], np.int64),
+            "nbytes": np.array(nbytes, np.int64),
             "flags": np.array(flags, np.uint16),
             **pack_ids([document.id for document in documents]),
             **pack_labels([document.labels for document in documents]),
@@ -156,8 +154,8 @@ class TaskEncoder:
         mask = np.concatenate(masks)
         return np.concatenate(arrays), None if mask.all() else mask, columns
 
-    def _encode_document(self, task: Task, document: Document, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, which are targets) of one text. Their bytes must add up to the text's, or they are not its ids."""
+    def _encode_document(self, task: Task, document: Document, nbytes: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, which are targets) of a text of so many bytes. Theirs must add up to these, or they are not its ids."""
         assert document.text is not None
         for encode in (self.encode, self.tokenizer.encode_array):
             if document.turns:
@@ -166,72 +164,22 @@ class TaskEncoder:
             else:
                 ids = encode(document.text)
                 mask = np.ones(len(ids), bool)
-            if int(self.tokenizer.token_bytes[ids].sum()) == len(raw):
+            if int(self.tokenizer.token_bytes[ids].sum()) == nbytes:
                 return ids.astype(self.dtype), mask  # ids are below vocab_size, for which the type was chosen
         raise DataError(f"{document.id}: the tokenizer loses bytes of this text; use a byte-level BPE")
 
 
-def encode_tasks(tasks: list[Task], job: Job, workers: int) -> Iterator[tuple[int, TaskResult]]:
-    """(index into `tasks`, result) as they are done, in any order; `workers` below 2 means in this process."""
-    if workers < 2:
-        encoder = TaskEncoder(job)
-        for index, task in enumerate(tasks):
-            yield index, encoder(task)
-        return
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
-    try:
-        with _blank_main():
-            largest_first = sorted(range(len(tasks)), key=lambda index: -tasks[index].size)
-            futures = {executor.submit(_run_task, tasks[index]): index for index in largest_first}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except DataError as error:  # raised again from here: the frames of the pool would make it look like a bug
-        raise DataError(str(error)) from None
-    except BrokenProcessPool:
-        raise RuntimeError("a worker died while encoding, perhaps out of memory; the same command goes on") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+def run_task(job: Job, task: Task, record: Path) -> None:
+    """Write a task's shards and then its record, here or in a worker."""
+    result = _encoder(job)(task)
+    atomic_write(record, json.dumps(asdict(result)))
 
 
-def available_workers(tasks: Iterable[Task]) -> int:
-    """How many processes these tasks are worth. A stream, whose size is not known, counts as large."""
-    tasks = list(tasks)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    large = sum(task.size for task in tasks) > POOL_BYTES or any(task.config.streaming for task in tasks)
-    return min(cores, len(tasks)) if large else 1
+@functools.lru_cache(maxsize=1)  # loading a tokenizer takes longer than a small task
+def _encoder(job: Job) -> TaskEncoder:
+    return TaskEncoder(job)
 
 
-@contextlib.contextmanager
-def _blank_main() -> Iterator[None]:
-    """Keep spawned workers from importing the main script again, which may import torch: seconds and memory each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-_encoder: TaskEncoder | None = None
-
-
-def _start_worker(job: Job) -> None:
-    global _encoder
-    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _encoder = TaskEncoder(job)
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot stop its workers, and they would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _run_task(task: Task) -> TaskResult:
-    assert _encoder is not None
-    return _encoder(task)
+def close_encoder() -> None:
+    """Forget the tokenizer of the last task."""
+    _encoder.cache_clear()

@@ -19,25 +19,75 @@ class Spans:
         return Spans(self.shard[index], self.start[index], self.length[index])
 
 
-def split_long(spans: Spans, context: int) -> Spans:
-    """Cut spans longer than a row into whole rows and a rest; shorter ones are left alone."""
-    pieces = -(-spans.length // context)
+@dataclass(frozen=True)
+class Packed:
+    """Pieces of spans and the rows that they make, in the order of the rows."""
+
+    pieces: Spans
+    span: np.ndarray
+    """int64 (pieces,): index of the span that each piece is of."""
+    row: np.ndarray
+    """int64 (pieces,): ascending, from 0, without gaps."""
+
+
+def pack(spans: Spans, mode: str, context: int, extra: np.ndarray | None = None) -> Packed:
+    """Spans in rows of `context` positions; see PackConfig for the modes. Inside a row, pieces keep the spans' order.
+
+    `extra` (spans,) is how many positions, below `context`, each piece of a span takes beside its pairs; None: 0.
+    """
+    extra = np.zeros(len(spans.length), np.int64) if extra is None else extra
+    if mode == "concat":
+        return cut_stream_around(spans, context, extra) if extra.any() else cut_stream(spans, context)
+    if mode == "truncate":
+        pieces = Spans(spans.shard, spans.start, np.minimum(spans.length, context - extra))
+        span = np.arange(len(spans.length))
+    else:
+        pieces, span = split_long(spans, context - extra)
+    if mode == "pad":
+        return Packed(pieces, span, np.arange(len(span)))
+    row = pack_bfd(pieces.length + extra[span], context)
+    by_row = np.argsort(row, kind="stable")
+    return Packed(pieces.take(by_row), span[by_row], row[by_row])
+
+
+def split_long(spans: Spans, limit: np.ndarray) -> tuple[Spans, np.ndarray]:
+    """Cut spans longer than their `limit` into pieces of that length and a rest; shorter ones are left alone.
+
+    Returns (pieces, the span that each is of).
+    """
+    pieces = -(-spans.length // limit)
     which = np.repeat(np.arange(len(pieces)), pieces)
     first = np.cumsum(pieces) - pieces
-    offset = (np.arange(len(which)) - first[which]) * context
-    length = np.minimum(spans.length[which] - offset, context)
-    return Spans(spans.shard[which], spans.start[which] + offset, length)
+    offset = (np.arange(len(which)) - first[which]) * limit[which]
+    length = np.minimum(spans.length[which] - offset, limit[which])
+    return Spans(spans.shard[which], spans.start[which] + offset, length), which
 
 
-def cut_stream(spans: Spans, context: int) -> tuple[Spans, np.ndarray]:
-    """Lay spans end to end and cut every `context`: (pieces, row of each piece). Only the last row is not full."""
+def cut_stream(spans: Spans, context: int) -> Packed:
+    """Lay spans end to end and cut every `context`. Only the last row is not full."""
     ends = np.cumsum(spans.length)
     total = int(ends[-1]) if len(ends) else 0
     bounds = np.unique(np.concatenate([[0], ends, np.arange(0, total, context)]))
     begin, length = bounds[:-1], np.diff(bounds)
     which = np.searchsorted(ends, begin, side="right")
     start = spans.start[which] + begin - (ends - spans.length)[which]
-    return Spans(spans.shard[which], start, length), begin // context
+    return Packed(Spans(spans.shard[which], start, length), which, begin // context)
+
+
+def cut_stream_around(spans: Spans, context: int, extra: np.ndarray) -> Packed:
+    """The same with `extra` positions for each piece. A row's last positions stay empty when these leave no room."""
+    found: list[tuple[int, int, int, int]] = []  # span, offset in it, length, row
+    row, free = 0, context
+    for number, (length, more) in enumerate(zip(spans.length.tolist(), extra.tolist(), strict=True)):
+        offset = 0
+        while offset < length:
+            if free <= more:
+                row, free = row + 1, context
+            some = min(length - offset, free - more)
+            found.append((number, offset, some, row))
+            offset, free = offset + some, free - some - more
+    which, offsets, lengths, rows = np.array(found, np.int64).reshape(-1, 4).T
+    return Packed(Spans(spans.shard[which], spans.start[which] + offsets, lengths), which, rows)
 
 
 def pack_bfd(lengths: np.ndarray, context: int) -> np.ndarray:

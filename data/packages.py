@@ -12,9 +12,13 @@ from pathlib import Path
 
 from .config import SourceConfig
 from .errors import DataError
+from .files import Part, excluded
 
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"})
 """Folders that a `python` source never enters: tests, and (inside the standard library) other packages."""
+
+
+_LICENSE_CHARACTERS = 100  # some packages put the whole text where its name should be
 
 
 def package_paths(package: str) -> list[Path]:
@@ -52,6 +56,26 @@ def python_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files) if file.endswith(".py"))
 
 
+def python_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
+    """(file, bytes): package after package, each sorted by path; the package is a label."""
+    found: dict[str, tuple[Part, int]] = {}
+    for package in config.packages:
+        name = package.replace(".", "/")
+        sized = []
+        for root in package_paths(package):
+            for path in [root] if root.is_file() else python_files(root):
+                relative = path.name if root.is_file() else path.relative_to(root).as_posix()
+                identity = relative if root.is_file() else f"{name}/{relative}"
+                if not excluded(config, relative, identity):
+                    part = Part(str(path), identity, labels={"package": package})
+                    sized.append((part, path.stat().st_size))
+        for part, size in sorted(sized, key=lambda item: (item[0].id, item[0].path)):
+            found.setdefault(part.path, (part, size))
+    if not found:
+        raise DataError(f"data source {source!r}: no .py file in packages {', '.join(config.packages)}")
+    return list(found.values())
+
+
 def versions(config: SourceConfig) -> dict[str, str]:
     """Versions of the packages that a `python` source reads, or `unknown`; empty for other kinds."""
     if config.kind != "python":
@@ -65,3 +89,28 @@ def versions(config: SourceConfig) -> dict[str, str]:
             names = distributions.get(package.split(".")[0], [])
             found[package] = importlib.metadata.version(names[0]) if names else "unknown"
     return found
+
+
+def licenses(config: SourceConfig) -> dict[str, str]:
+    """Licences of the packages that a `python` source reads, as their metadata name them, or `unknown`; empty for
+    other kinds."""
+    if config.kind != "python":
+        return {}
+    distributions = importlib.metadata.packages_distributions()
+    found = {}
+    for package in config.packages:
+        if package == "stdlib" or package.split(".")[0] in sys.stdlib_module_names:
+            found[package] = "PSF-2.0"
+        else:
+            names = distributions.get(package.split(".")[0], [])
+            found[package] = _license(names[0]) if names else "unknown"
+    return found
+
+
+def _license(distribution: str) -> str:
+    """An SPDX expression, else the `License` line when it is a name and no whole text, else the classifiers."""
+    metadata = importlib.metadata.metadata(distribution)
+    named = [metadata[field].strip() for field in ("License-Expression", "License") if field in metadata]
+    kinds = [kind for kind in metadata.get_all("Classifier") or () if kind.startswith("License ::")]
+    short = [text for text in named if text and len(text) <= _LICENSE_CHARACTERS and "\n" not in text]
+    return (short or [", ".join(kind.rpartition(" :: ")[2] for kind in kinds)])[0] or "unknown"

@@ -1,12 +1,19 @@
 """Deterministic samples of a corpus: to train its tokenizer, to list its characters, to verify an encoder."""
 
+import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 
-from .config import TokenizerConfig
+from .chat import ordinary_text
+from .config import TOKENIZERS, DataConfig, TrainTokenizerConfig
+from .documents import Document, clean_text
 from .errors import DataError
+from .ranks import read_ranks
+from .redact import redact
 from .sources import Task, read
-from .tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, load_file, train
+from .tokenizer import END, Tokenizer, load_file
+from .vocabulary import all_specials, byte_tokenizer, char_tokenizer, ranks_tokenizer, train, with_specials
 
 CHUNK = 1 << 16
 """Characters that are drawn together: a long document is sampled throughout, not only at its start."""
@@ -15,25 +22,73 @@ _TASKS, _SPREAD = 16, 8
 _VERIFY_TASKS, _VERIFY_DOCUMENTS, _VERIFY_CHARACTERS = 16, 12, 20_000
 
 
-def make_tokenizer(config: TokenizerConfig, tasks: Sequence[Task], progress: bool) -> Tokenizer:
+def make_tokenizer(config: DataConfig, tasks: Sequence[Task], progress: bool) -> Tokenizer:
     """The tokenizer that a config asks for. Held-out sources are not learned from, except which characters exist."""
-    if config.file is not None:
-        return load_file(config.file)
-    if config.level == "byte":
-        return byte_tokenizer()
-    if config.level == "char":
+    how, specials = config.tokenizer, all_specials(config)
+    if how.file is not None:
+        tokenizer = with_specials(load_file(how.file), specials)
+        tokenizer.encode(END)  # what the library refuses is refused here, not in a worker
+        return tokenizer
+    if how.tiktoken is not None:
+        return ranks_tokenizer(read_ranks(how.tiktoken), specials)
+    if how.level == "byte":
+        return byte_tokenizer(specials)
+    if how.level == "char":
         characters: set[str] = set()
         for task in tasks:
             for document in read(task):
-                characters.update(document.text or "")
-        return char_tokenizer(characters)
-    if config.train is None:
-        raise DataError("data.tokenizer needs exactly one of train, file, level")
-    return train(_with_bar(training_sample(tasks, config.train.sample_bytes), progress), config.train.vocab_size)
+                characters.update(_text(task, document, config.redact))
+        return char_tokenizer(characters, specials)
+    if how.train is None:
+        raise DataError(f"data.tokenizer needs exactly one of {', '.join(TOKENIZERS)}")
+    return _learn(tasks, how.train, specials, config.redact, progress)
 
 
-def training_sample(tasks: Sequence[Task], sample_bytes: int) -> Iterator[str]:
-    """Chunks of the training sources, about `sample_bytes` in all, drawn by a hash of their place in the corpus.
+def _learn(
+    tasks: Sequence[Task], how: TrainTokenizerConfig, specials: Sequence[str], redacted: Sequence[str], progress: bool
+) -> Tokenizer:
+    """Train, with a bar while the sample is read and then a clock while merges are learned."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as learning:
+
+        def texts() -> Iterator[str]:
+            total = min(how.sample_bytes, sum(task.size for task in tasks if task.side == "train")) or None
+            with tqdm(total=total, desc="sample", unit="B", unit_scale=True, disable=not progress) as bar:
+                for text in training_sample(tasks, how.sample_bytes, how.max_document_bytes, redacted):
+                    bar.update(len(text))
+                    yield text
+            learning.enter_context(_clock("learn merges", progress))
+
+        return train(texts(), how, specials)
+
+
+@contextlib.contextmanager
+def _clock(what: str, progress: bool) -> Iterator[None]:
+    """A line that counts the seconds of work that tells nothing of its progress."""
+    from tqdm import tqdm
+
+    done = threading.Event()
+    with tqdm(bar_format="{desc}: {elapsed}", desc=what, disable=not progress) as line:
+
+        def tick() -> None:
+            while not done.wait(1):
+                line.refresh()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def training_sample(
+    tasks: Sequence[Task], sample_bytes: int, document_bytes: int | None = None, redacted: Sequence[str] = ()
+) -> Iterator[str]:
+    """Chunks of the training sources, about `sample_bytes` in all and at most `document_bytes` of one document, drawn
+    by a hash of their place in the corpus, without what is to be redacted.
 
     Every source gives in proportion to its size; one whose size is unknown counts as one sample. What a `hash` or
     `tail` split will hold out is drawn from like the rest, since the split is made later and may change: the
@@ -46,10 +101,12 @@ def training_sample(tasks: Sequence[Task], sample_bytes: int) -> Iterator[str]:
     sizes = {source: sum(task.size for task in own) or sample_bytes for source, own in by_source.items()}
     fraction = min(1.0, sample_bytes / max(sum(sizes.values()), 1))
     for source, own in by_source.items():
-        yield from _sample_source(own, fraction * sizes[source])
+        yield from _sample_source(own, fraction * sizes[source], document_bytes, redacted)
 
 
-def _sample_source(tasks: Sequence[Task], wanted: float) -> Iterator[str]:
+def _sample_source(
+    tasks: Sequence[Task], wanted: float, document_bytes: int | None, redacted: Sequence[str]
+) -> Iterator[str]:
     """About `wanted` bytes: chunks from all over some tasks or, of streams, the starts of some."""
     chosen = _choose(tasks, wanted)
     size = sum(task.size for task in chosen)
@@ -59,10 +116,14 @@ def _sample_source(tasks: Sequence[Task], wanted: float) -> Iterator[str]:
         limit = left if size else left / rest
         left -= limit
         for document in read(task):
-            text = document.text or ""
+            text = _text(task, document, redacted)
+            room = document_bytes
             for start in range(0, len(text), CHUNK):
-                if limit > 0 and _draw(task, document.id, start) < probability:
+                if limit > 0 and room != 0 and _draw(task, document.id, start) < probability:
                     chunk = text[start : start + CHUNK]
+                    if room is not None:
+                        raw = clean_text(chunk)[0].encode()[:room]
+                        chunk, room = raw.decode(errors="ignore"), room - len(raw)
                     limit -= len(chunk)
                     yield chunk
             if limit <= 0:
@@ -97,15 +158,12 @@ def verification_sample(tasks: Sequence[Task]) -> list[str]:
     return texts
 
 
+def _text(task: Task, document: Document, redacted: Sequence[str]) -> str:
+    """What the store will hold of a document's text."""
+    text = ordinary_text(document, task.config.template)
+    return redact(text, redacted)[0] if redacted else text
+
+
 def _draw(task: Task, identity: str, start: int) -> float:
     place = f"{task.label} {identity!r} {start}".encode()
     return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest()) / (1 << 64)
-
-
-def _with_bar(texts: Iterator[str], progress: bool) -> Iterator[str]:
-    from tqdm import tqdm
-
-    with tqdm(desc="tokenizer", unit="B", unit_scale=True, disable=not progress) as bar:
-        for text in texts:
-            bar.update(len(text))
-            yield text

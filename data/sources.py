@@ -1,41 +1,31 @@
-"""Where documents come from: sorted lists of tasks, and the reader of each.
+"""Where documents come from: sorted lists of tasks, and the reader of each. Home of Hugging Face datasets.
 
-A *task* is a picklable description of some input (files, byte ranges, dataset rows); it holds no data. Which tasks
-there are depends on the input alone, never on how many workers read them, so every worker count writes the same shards.
-Nothing here imports a package whose source it reads.
+A *task* is a picklable description of some input (files, byte ranges, row groups, dataset rows); it holds no data.
+Which tasks there are depends on the input alone, never on how many workers read them, so every worker count writes the
+same shards. Nothing here imports a package whose source it reads.
 """
 
+import contextlib
 import functools
-import glob
-import gzip
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import IO, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
+from .codebase import code_parts, read_code
 from .config import SourceConfig
-from .documents import Document, clean_text, decode
+from .documents import Document
 from .errors import DataError
-from .packages import package_paths, python_files
+from .files import STDIN, Part, decode_file, file_parts, read_bytes, stdin_file
+from .packages import python_parts
+from .records import document, jsonl_parts, project, read_jsonl
+from .tables import BATCH_ROWS, arrow_records, check_text, parquet_parts, read_csv, read_parquet
 
 TASK_BYTES = 16 << 20
 """Input of one task: seconds of work, and enough tasks to share out."""
-_GZIP_RATIO = 4  # text per compressed byte, for progress and sampling only
 
 Side = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file, or the bytes (jsonl) or rows (hf) `start:stop` of an input, or shard `start` of `stop` of a stream (hf);
-    `id` names it in the store."""
-
-    path: str
-    id: str
-    start: int = 0
-    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +45,15 @@ class Task:
         return f"{self.side}-{self.source}-{self.index:05d}"
 
 
-def list_tasks(source: str, side: Side, config: SourceConfig) -> list[Task]:
-    """The tasks of one source, in the order of its documents. Raises DataError when there is nothing to read."""
-    lister = {"python": _python_parts, "text": file_parts, "jsonl": _jsonl_parts, "hf": _hf_parts}[config.kind]
-    sized = lister(source, config)
-    whole = config.max_documents is not None and config.kind in ("jsonl", "hf")  # counted while reading, in one place
-    if config.max_documents is not None and not whole:
+def list_tasks(source: str, side: Side, config: SourceConfig, directory: Path | None = None) -> list[Task]:
+    """The tasks of one source, in the order of its documents. Raises DataError when there is nothing to read.
+
+    What came from standard input is in the corpus `directory`; see `files.spool_stdin`.
+    """
+    sized = _parts(source, config, stdin_file(directory, side, source, config))
+    one_file_each = config.kind in ("python", "code", "text")
+    whole = config.max_documents is not None and not one_file_each  # counted while reading, in one place
+    if one_file_each:
         sized = sized[: config.max_documents]
     groups: list[list[tuple[Part, int]]] = []
     filled = TASK_BYTES
@@ -76,155 +69,55 @@ def list_tasks(source: str, side: Side, config: SourceConfig) -> list[Task]:
     ]
 
 
+def _parts(source: str, config: SourceConfig, stdin: Path | None) -> list[tuple[Part, int]]:
+    try:
+        bytes(range(256)).decode(config.encoding, "replace")
+    except (LookupError, ValueError):
+        raise DataError(f"data source {source!r}: no encoding {config.encoding!r}; try utf-8 or latin-1") from None
+    match config.kind:
+        case "python":
+            return python_parts(source, config)
+        case "code":
+            return code_parts(source, config)
+        case "hf":
+            return _hf_parts(source, config)
+    files = file_parts(source, config, stdin)
+    match config.kind:
+        case "jsonl":
+            return jsonl_parts(config, files, TASK_BYTES)
+        case "parquet":
+            return parquet_parts(config, files, TASK_BYTES)
+    return files
+
+
 def read(task: Task) -> Iterator[Document]:
     """The documents of one task, in order. Raises DataError when a file cannot be read."""
-    reader = {"python": _read_files, "text": _read_files, "jsonl": _read_jsonl, "hf": _read_hf}[task.config.kind]
-    limit = task.config.max_documents
-    for count, document in enumerate(reader(task)):
-        if count == limit:
+    config = task.config
+    documents = (document for part in task.parts for document in _READERS[config.kind](part, config))
+    for count, found in enumerate(documents):
+        if count == config.max_documents:
             return
-        yield document
+        yield replace(found, labels={**found.labels, **config.constants}) if config.constants else found
 
 
-def _open(path: str) -> IO[bytes]:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+def reads_stdin(config: SourceConfig) -> bool:
+    """Whether a source reads standard input, of which nothing is known before it is read."""
+    return STDIN in config.files
 
 
-def _excluded(config: SourceConfig, *names: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in config.exclude for name in names)
-
-
-# Python packages
-
-
-def _python_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
-    """Package after package, each sorted by path."""
-    found: dict[str, tuple[Part, int]] = {}
-    for package in config.packages:
-        name = package.replace(".", "/")
-        sized = []
-        for root in package_paths(package):
-            for path in [root] if root.is_file() else python_files(root):
-                relative = path.name if root.is_file() else path.relative_to(root).as_posix()
-                identity = relative if root.is_file() else f"{name}/{relative}"
-                if not _excluded(config, relative, identity):
-                    sized.append((Part(str(path), identity), path.stat().st_size))
-        for part, size in sorted(sized, key=lambda item: (item[0].id, item[0].path)):
-            found.setdefault(part.path, (part, size))
-    if not found:
-        raise DataError(f"data source {source!r}: no .py file in packages {', '.join(config.packages)}")
-    return list(found.values())
-
-
-# Files
-
-
-def file_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
-    """(file, bytes) for all that the patterns match, once, sorted by name below the pattern's fixed folder."""
-    found: dict[str, Part] = {}
-    real_folder = functools.cache(os.path.realpath)  # one look at each folder: files are many
-    for pattern in config.files:
-        paths = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
-        base = _fixed_folder(pattern)
-        matched = 0
-        for path in sorted(paths):
-            if path == pattern and os.path.isdir(path):
-                raise DataError(f"data source {source!r}: {pattern} is a directory; write {pattern.rstrip('/')}/**/*")
-            name = os.path.relpath(path, base).replace(os.sep, "/")
-            if os.path.isfile(path) and not _excluded(config, name, path):
-                folder, last = os.path.split(path)
-                real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(folder), last)
-                found.setdefault(real, Part(path, name))
-                matched += 1
-        if not matched:
-            raise DataError(f"data source {source!r}: no file matches {pattern!r} in {os.getcwd()}")
-    parts = sorted(found.values(), key=lambda part: (part.id, part.path))
-    return [(part, os.path.getsize(part.path)) for part in parts]
-
-
-def _fixed_folder(pattern: str) -> str:
-    """The longest leading folder of a glob without wildcards."""
-    folder = os.path.dirname(pattern)
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return folder or "."
-
-
-def _read_files(task: Task) -> Iterator[Document]:
-    for part in task.parts:
-        with _open(part.path) as file:
-            yield Document(part.id, *decode(file.read()))
-
-
-# JSON lines
-
-
-def _jsonl_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
-    """Plain files in byte ranges, compressed ones whole. A line belongs to the range in which it starts."""
-    sized = []
-    for part, size in file_parts(source, config):
-        if part.path.endswith(".gz"):
-            sized.append((part, size * _GZIP_RATIO))
-        else:
-            for start in range(0, max(size, 1), TASK_BYTES):
-                stop = min(start + TASK_BYTES, size)
-                sized.append((Part(part.path, part.id, start, stop), stop - start))
-    return sized
-
-
-def _read_jsonl(task: Task) -> Iterator[Document]:
-    for part in task.parts:
-        with _open(part.path) as raw:
-            try:
-                file = gzip.GzipFile(fileobj=raw) if part.path.endswith(".gz") else raw
-                yield from _read_lines(file, part, task.config.text)
-            except (OSError, EOFError) as error:
-                raise DataError(f"{part.path}: cannot be read to its end ({error})") from None
-
-
-def _read_lines(file: IO[bytes] | gzip.GzipFile, part: Part, field: str) -> Iterator[Document]:
-    offset = part.start
-    if offset:
-        file.seek(offset - 1)
-        offset += len(file.readline()) - 1  # the rest of a line that the range before has read
-    while part.stop is None or offset < part.stop:
-        line = file.readline()
-        if not line:
-            return
-        identity = f"{part.id}@{offset}"
-        offset += len(line)
-        if line.strip():
-            yield _parse_line(identity, line, field)
-
-
-def _no_text(field: str, record: object) -> str:
-    """Why a record has no text, with the fields that hold some."""
-    fields = (
-        [str(name) for name, value in record.items() if isinstance(value, str)] if isinstance(record, Mapping) else []
-    )
-    return f"no text in field {field!r}" + (f" (`text:` may be {', '.join(fields[:5])})" if fields else "")
-
-
-def _parse_line(identity: str, line: bytes, field: str) -> Document:
-    text, problem = decode(line)
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return Document(identity, None, "not JSON")
-    if not isinstance(record, Mapping) or not isinstance(record.get(field), str):
-        return Document(identity, None, _no_text(field, record))
-    text, broken = clean_text(record[field])
-    return Document(identity, text, problem or ("a lone surrogate" if broken else None))
+def _read_file(part: Part, config: SourceConfig) -> Iterator[Document]:
+    yield Document(part.id, *decode_file(read_bytes(part.path), config.encoding), labels=part.labels)
 
 
 # Hugging Face datasets
 
 
-@functools.cache
 def _load(config: SourceConfig) -> Any:
+    return _load_once(str(config.path), config.name, config.split, config.data_files, config.streaming)
+
+
+@functools.cache
+def _load_once(path: str, name: str | None, split: str, data_files: tuple[str, ...], streaming: bool) -> Any:
     """The dataset that a config names: a directory made by `save_to_disk`, a builder with files, or a hub name.
 
     Loaded once for all tasks of a source, each of which would take as long again.
@@ -233,37 +126,41 @@ def _load(config: SourceConfig) -> Any:
         import datasets
     except ImportError:
         raise DataError("sources of kind hf need the datasets package: pip install datasets") from None
-    path = str(config.path)
-    try:
+    with _told(path):
         if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-            return datasets.load_from_disk(path)[config.split]
+            return datasets.load_from_disk(path)[split]
         if os.path.isfile(os.path.join(path, "state.json")):
             return datasets.load_from_disk(path)
-        return datasets.load_dataset(
-            path,
-            config.name,
-            data_files=list(config.data_files) or None,
-            split=config.split,
-            streaming=config.streaming,
-        )
-    except Exception as error:  # whatever a builder or the hub raises: the user's path, name or split is wrong
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"dataset {path!r} cannot be loaded: {type(error).__name__}: {reason}") from None
+        files = list(data_files) or None
+        return datasets.load_dataset(path, name, data_files=files, split=split, streaming=streaming)
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Whatever a builder or the hub raises is a DataError: the path, name or split is wrong, or the network away."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().split("\n")), "")
+        way = "; without a network, `path` is a directory" if "Connect" in type(error).__name__ else ""
+        raise DataError(f"dataset {path!r} cannot be loaded: {type(error).__name__}: {reason}{way}") from None
 
 
 def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
-    _load.cache_clear()  # a list is made of what is there now
+    _load_once.cache_clear()  # a list is made of what is there now
     data = _load(config)
-    if config.text not in (data.column_names or [config.text]):
-        columns = ", ".join(data.column_names)
-        raise DataError(f"data source {source!r}: no column {config.text!r}; there are {columns}")
+    where = f"data source {source!r}"
+    columns = project(data.column_names, config, where) if data.column_names else None
     path = str(config.path)
     if not hasattr(data, "num_rows"):  # a stream: its length is not known
         shards = int(getattr(data, "num_shards", 1))  # since datasets 3.2
         return [
             (Part(path, f"{config.split}-{i}" if shards > 1 else config.split, i, shards), 0) for i in range(shards)
         ]
-    size = int(data.data.nbytes)
+    check_text(data.features.arrow_schema, config, where)
+    size = int(data.select_columns(columns or []).data.nbytes)
     rows = max(1, int(TASK_BYTES * data.num_rows / max(size, 1)))
     return [
         (Part(path, config.split, start, min(start + rows, data.num_rows)), size * rows // max(data.num_rows, 1))
@@ -271,17 +168,32 @@ def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
     ]
 
 
-def _read_hf(task: Task) -> Iterator[Document]:
-    data = _load(task.config)
-    for part in task.parts:
+def _read_hf(part: Part, config: SourceConfig) -> Iterator[Document]:
+    data = _load(config)
+    with _told(part.path):
+        if data.column_names:
+            data = data.select_columns(project(data.column_names, config, part.path))
         if hasattr(data, "num_rows"):
-            first, rows = part.start, data.select(range(part.start, part.stop or 0))
+            first, records = part.start, _table_records(data, part.start, part.stop or 0)
         else:
-            first, rows = 0, data.shard(part.stop, part.start) if (part.stop or 1) > 1 else data
-        for row, record in enumerate(rows, first):
-            text = record.get(task.config.text)
-            if isinstance(text, str):
-                text, broken = clean_text(text)
-                yield Document(f"{part.id}@{row}", text, "a lone surrogate" if broken else None)
-            else:
-                yield Document(f"{part.id}@{row}", None, _no_text(task.config.text, record))
+            first, records = 0, iter(data.shard(part.stop, part.start) if (part.stop or 1) > 1 else data)
+        for row, record in enumerate(records, first):
+            yield document(f"{part.id}@{row}", record, config)
+
+
+def _table_records(data: Any, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Rows of a dataset on disk, as Arrow holds them: nothing is decoded that is not read."""
+    table = data.with_format("arrow")
+    for low in range(start, stop, BATCH_ROWS):
+        yield from arrow_records(table[low : min(low + BATCH_ROWS, stop)])
+
+
+_READERS: dict[str, Callable[[Part, SourceConfig], Iterator[Document]]] = {
+    "python": _read_file,
+    "code": read_code,
+    "text": _read_file,
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "hf": _read_hf,
+}

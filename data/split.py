@@ -1,4 +1,4 @@
-"""Choosing documents and holding some out: masks and cuts over the documents of a store."""
+"""Holding documents out: masks and cuts over the documents of a store that are used, see `data.clean`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from .config import SplitConfig
 from .errors import DataError
 from .pack import Spans
-from .store import BLANK, UNDECODABLE, Store
+from .store import Store
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Documents:
 class Part:
     """One side of a split."""
 
+    document: np.ndarray
+    """int64: index of the document in the store."""
     spans: Spans
     source: np.ndarray
     nbytes: np.ndarray
@@ -70,35 +72,10 @@ class Part:
         return {names[number]: int(values[self.source == number].sum()) for number in present}
 
 
-def choose_documents(documents: Documents) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
-    """(mask of the documents to use, {source: {reason: how many were left out}}).
-
-    Of equal texts the first is used, and held-out sources come first: what stands in both is held out.
-    """
-    reasons = {
-        "empty": (documents.flags & BLANK) > 0,
-        "undecodable": (documents.flags & UNDECODABLE) > 0,
-    }
-    usable = ~(reasons["empty"] | reasons["undecodable"])
-    candidates = np.flatnonzero(usable)
-    candidates = candidates[np.argsort(~documents.held_out[candidates], kind="stable")]
-    _, first = np.unique(documents.hash[candidates], axis=0, return_index=True)
-    chosen = np.zeros(len(usable), bool)
-    chosen[candidates[first]] = True
-    reasons["duplicate"] = usable & ~chosen
-    reasons["undecodable"] &= ~reasons["empty"]
-    dropped: dict[str, dict[str, int]] = {}
-    for reason, mask in reasons.items():
-        for number, count in enumerate(np.bincount(documents.source[mask], minlength=len(documents.names)).tolist()):
-            if count:
-                dropped.setdefault(documents.names[number], {})[reason] = count
-    return chosen, dropped
-
-
 def split_documents(documents: Documents, chosen: np.ndarray, store: Store, config: SplitConfig) -> tuple[Part, Part]:
     """(train, val) of the chosen documents. Raises DataError, saying what would work, when one would be empty."""
     if not chosen.any():
-        raise DataError("data.sources: no document is left: all are empty, duplicates or not UTF-8")
+        raise DataError("data.sources: no document is left: all are empty, not UTF-8 or left out by data.clean")
     if config.sources:
         train, val = _sides(documents, chosen, documents.held_out)
     elif config.by == "hash":
@@ -121,7 +98,7 @@ def _position(hashes: np.ndarray) -> np.ndarray:
 def _sides(documents: Documents, chosen: np.ndarray, held_out: np.ndarray) -> tuple[Part, Part]:
     def part(mask: np.ndarray) -> Part:
         index = np.flatnonzero(mask)
-        return Part(documents.spans.take(index), documents.source[index], documents.nbytes[index])
+        return Part(index, documents.spans.take(index), documents.source[index], documents.nbytes[index])
 
     return part(chosen & ~held_out), part(chosen & held_out)
 
@@ -137,7 +114,7 @@ def _cut_tails(documents: Documents, chosen: np.ndarray, store: Store, fraction:
     head = Spans(spans.shard, spans.start, np.where(whole, spans.length, tokens))
     tail = Spans(spans.shard, spans.start + tokens, spans.length - tokens).take(~whole)
     rest = documents.nbytes[index] - head_bytes
-    return Part(head, source, head_bytes), Part(tail, source[~whole], rest[~whole])
+    return Part(index, head, source, head_bytes), Part(index[~whole], tail, source[~whole], rest[~whole])
 
 
 def _token_arrays(spans: Spans, store: Store) -> list[np.ndarray]:
@@ -166,7 +143,7 @@ def _cut(ids: np.ndarray, store: Store, fraction: float) -> tuple[int, int]:
 def _advice(documents: Documents, chosen: np.ndarray, store: Store, config: SplitConfig) -> str:
     """What to write instead when nothing is held out."""
     if config.sources:
-        return "data.split.sources: no document is left to validate on: all are empty, duplicates or not UTF-8"
+        return "data.split.sources: no document is left to validate on: all are empty or left out by data.clean"
     start = f"data.split.val = {config.val} holds out none of {int(chosen.sum())} documents; "
     index = np.flatnonzero(chosen)
     if config.by == "hash":

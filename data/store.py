@@ -3,11 +3,14 @@
     <dir>/<hash12>/manifest.json     written last: without it there is no corpus
                    tokenizer.json
                    inputs.json         what the input files looked like, to notice a change; no part of the corpus
+                   attempt.json, tasks/ while the corpus is being made: see data.attempt
                    shards/<name>.bin   little-endian u16 or u32: E t1 .. tn E t1 .. tm E
                    shards/<name>.mask  u8 for each token: 1 = a target; missing when all are
                    shards/<name>.npz   one array for each column, see COLUMNS; unknown ones are ignored
                    shards/<name>.json  counts and sha256, written last: the commit record of the shard
+                   derived/            columns computed from the tokens; made again when missing or damaged
                    plans/<id>.npz      rows for one split, packing and context; made again when missing or damaged
+                   card.md, card.html  of the plan that was made last, for people; no part of the corpus
 
 E ends a document, and one stands at each end of a shard, so that a document of n tokens has n + 1 pairs
 (input, target): inputs bin[s : s + n + 1], targets bin[s + 1 : s + n + 2]. Boundaries are offsets, never found by
@@ -17,8 +20,9 @@ looking for E. Nothing is pickled, and no file but inputs.json depends on the ti
 import functools
 import io
 import json
+import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +39,7 @@ MANIFEST = "manifest.json"
 COLUMNS = {
     "offsets": "i8 (documents + 1): position of the E before each document, then of the last E",
     "hash": "u8 (documents, 2): blake2b-128 of the text",
-    "nbytes": "i8 (documents): UTF-8 bytes of the text",
+    "nbytes": "i8 (documents): UTF-8 bytes of the text; of a conversation, with its roles",
     "flags": "u2 (documents): see UNDECODABLE and BLANK",
     "id": "u1: the documents' ids, UTF-8, one after another",
     "id_offsets": "i8 (documents + 1): where each id starts",
@@ -88,16 +92,19 @@ class Shard:
     """Bytes of each file, by suffix: bin, npz and, when only some tokens are targets, mask."""
     sha256: dict[str, str]
 
-    def check(self, folder: Path, *, content: bool) -> None:
-        """Raise Damaged, naming the file, unless all files have their size and, with `content`, their hash."""
+    def damages(self, folder: Path, *, content: bool, known: Collection[str] = ()) -> list[str]:
+        """What is wrong with each file that has not its size or, with `content`, its hash; the hashes of the files that
+        `known` names are not looked at."""
+        found = []
         for suffix, size in self.sizes.items():
             path = folder / f"{self.name}.{suffix}"
             if not path.is_file():
-                raise Damaged(f"{path}: missing")
-            if path.stat().st_size != size:
-                raise Damaged(f"{path}: {path.stat().st_size} bytes, not {size}")
-            if content and sha256(path) != self.sha256[suffix]:
-                raise Damaged(f"{path}: sha256 differs")
+                found.append(f"{path}: missing")
+            elif path.stat().st_size != size:
+                found.append(f"{path}: {path.stat().st_size} bytes, not {size}")
+            elif content and path.name not in known and sha256(path) != self.sha256[suffix]:
+                found.append(f"{path}: sha256 differs")
+        return found
 
 
 def write_shard(
@@ -141,10 +148,10 @@ def find_shard(folder: Path, name: str) -> Shard | None:
     """The record of a shard that is there and intact, else None."""
     try:
         shard = Shard(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
-        shard.check(folder, content=True)
-    except (OSError, ValueError, TypeError, Damaged):
+        intact = shard.name == name and not shard.damages(folder, content=True)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None
-    return shard
+    return shard if intact else None
 
 
 class Store:
@@ -155,6 +162,8 @@ class Store:
         self.manifest = manifest
         self.shards = [Shard(**record) for record in manifest["shards"]]
         self.end_id: int = manifest["end_id"]
+        self.keeps_derived = False
+        """Whether `data.derived` may write here: only a process that prepares the corpus, under its lock."""
         self._maps: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -165,7 +174,10 @@ class Store:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise Damaged(f"{path}: format {manifest['format']}, this program reads {FORMAT}; delete {directory}")
-            return cls(directory, manifest)
+            store, dtype = cls(directory, manifest), token_dtype(manifest["vocab_size"]).str
+            if wrong := next((shard for shard in store.shards if shard.dtype != dtype), None):
+                raise Damaged(f"{path}: ids of {wrong.name} have type {wrong.dtype}, not {dtype}; delete {directory}")
+            return store
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -176,25 +188,34 @@ class Store:
         """Where the shards are."""
         return self.directory / "shards"
 
-    def verify(self, *, content: bool = True) -> None:
-        """Raise Damaged, naming the file, if a shard or the tokenizer is not what the manifest says.
+    def verify(self, *, content: bool = True, known: Collection[str] = ()) -> None:
+        """Raise Damaged, naming the files, if a shard or the tokenizer is not what the manifest says.
 
-        `content=False` looks at sizes only.
+        `content=False` looks at sizes only, and at the tokenizer; see `damages` for `known`.
         """
-        try:
-            self._verify(content)
-        except Damaged as error:
-            raise Damaged(f"{error}; delete {self.directory} to prepare it again") from None
+        found = self.damages(content=content, known=known)
+        if found:
+            more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+            raise Damaged(
+                f"{'; '.join(found[:5])}{more}; `python -m scripts.prepare CONFIG --repair` mends it while the sources "
+                f"are the same, or delete {self.directory} to prepare it again"
+            )
 
-    def _verify(self, content: bool) -> None:
-        path = self.directory / FILE
+    def damages(self, *, content: bool = True, known: Collection[str] = ()) -> list[str]:
+        """What is wrong with each damaged file, one line each; files that are not of the corpus are ignored.
+
+        `content=False` compares sizes; `known` names files of the folder whose hashes need not be looked at.
+        """
+        path, found = self.directory / FILE, []
+        want = self.manifest["tokenizer_sha256"]
         if not path.is_file():
-            raise Damaged(f"{path}: missing")
-        have, want = sha256(path), self.manifest["tokenizer_sha256"]
-        if have != want:
-            raise Damaged(f"{path}: sha256 {have[:12]} does not match the store, which was made with {want[:12]}")
+            found.append(f"{path}: missing")
+        elif (have := sha256(path)) != want:
+            found.append(f"{path}: sha256 {have[:12]} does not match the store, which was made with {want[:12]}")
         with ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
-            list(threads.map(lambda shard: shard.check(self.folder, content=content), self.shards))
+            for some in threads.map(lambda s: s.damages(self.folder, content=content, known=known), self.shards):
+                found += some
+        return found
 
     def tokens(self, shard: int) -> np.ndarray:
         """The ids of one shard."""
@@ -236,6 +257,50 @@ class Store:
             table = np.array([*(number[value] for value in some), -1], np.int32)  # the last entry is for -1
             parts.append(np.full(record.documents, -1, np.int32) if code is None else table[code])
         return np.concatenate(parts), values
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray | None:
+        """Weight of each document of the store in the loss, float32; None: all are 1."""
+        if not any("weight" in columns for columns in self._columns):
+            return None
+        pairs = zip(self.shards, self._columns, strict=True)
+        parts = [columns.get("weight", np.ones(record.documents, np.float32)) for record, columns in pairs]
+        return np.concatenate(parts)
+
+    def documents_at(self, shard: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Which document of the store each (shard, token) is in, int64; the E before a document is the document's."""
+        offsets = self.column("offsets")
+        first = np.cumsum([0, *(record.documents for record in self.shards)])
+        found = np.empty(len(token), np.int64)
+        for number in np.unique(shard).tolist():
+            here = shard == number
+            found[here] = first[number] + np.searchsorted(offsets[number], token[here], side="right") - 1
+        return found
+
+    def count_targets(self, shard: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """How many of the targets of each run of (input, target) pairs are to be learned, int64."""
+        found = length.astype(np.int64)
+        for number in np.unique(shard).tolist():
+            mask = self.mask(number)
+            if mask is not None:
+                here = shard == number
+                before = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])  # targets before each token
+                first = start[here] + 1
+                found[here] = before[first + length[here]] - before[first]
+        return found
+
+    def read_ahead(self, shard: int, start: np.ndarray, length: np.ndarray) -> None:
+        """Ask the system to fetch these runs of tokens of one shard soon, where it can be asked."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        record = self.shards[shard]
+        size = np.dtype(record.dtype).itemsize
+        file = os.open(self.folder / f"{record.name}.bin", os.O_RDONLY)
+        try:
+            for at, count in zip((start * size).tolist(), ((length + 1) * size).tolist(), strict=True):
+                os.posix_fadvise(file, at, count, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
     def column(self, name: str) -> list[np.ndarray]:
         """One column of every shard. Raises Damaged when a shard lacks it."""

@@ -1,7 +1,8 @@
 """Text to ids and back: byte-level BPE, bytes and characters, all stored as one `tokenizer.json`.
 
-The definition of the ids is what the `tokenizers` library makes of that file. `fast_encoder` is the one seam
-for a faster backend: tiktoken, used only after it gave the same ids on samples of the corpus and on hard strings.
+How one is made: `data.vocabulary`. The definition of the ids is what the `tokenizers` library makes of that file.
+`fast_encoder` is the one seam for a faster backend: tiktoken, used only after it gave the same ids on samples of the
+corpus and on hard strings.
 """
 
 import functools
@@ -15,8 +16,10 @@ import numpy as np
 
 from durable import atomic_write
 
+from .config import DataConfig
 from .documents import clean_text
 from .errors import DataError
+from .patterns import AGREED, GPT2
 
 if TYPE_CHECKING:
     import tokenizers
@@ -24,26 +27,29 @@ if TYPE_CHECKING:
 Encode = Callable[[str], np.ndarray]
 
 END = "<|endoftext|>"
-_KNOWN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")
+_KNOWN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 FILE = "tokenizer.json"
+_MOST = 1 << 24  # ids; more is no vocabulary
 
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)"  # English contractions
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word with the one character before it
-    r"|\p{N}{1,3}"  # digits in groups of at most three
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation, with the line end after it
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends, indentation, other space
-)
-"""How text is cut before merges, after GPT-4's: written so that Oniguruma and Rust's regex agree on it."""
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+"""Special tokens of `pack.fim`."""
+CHATML = ("<|im_start|>", "<|im_end|>")
+"""Special tokens of the template `chatml`."""
 
 HARD_STRINGS = (
     "", " ", "\n", "\r\n\r\n", "\x00", "\ufeff", "a\u0301e\u0301", "\u200d\U0001f469\u200d\U0001f4bb",
     "don't I'LL we'Ve 's 'x",
     "0123456789" * 7, "\t\t  x = 1\n\n\n    y", " \t \n \r ", "x" * 3000, " " * 3000, "=" * 3000, "\u4e2d\u6587" * 500,
     "def f(x):\n    return x**2  # \u00e9\n", "\u00a0\u2003\u3000\u0085\u2028a", "\ufffd\U0010ffff\ue000",
-    END, f"a{END}b",
+    END, f"a{END}b", *FIM, *CHATML,
 )  # fmt: skip
+
+
+def needed_specials(config: DataConfig) -> tuple[str, ...]:
+    """Special tokens that a config's packing and conversations need, besides the end token."""
+    sources = (*config.sources.values(), *config.split.sources.values())
+    chatml = any(source.messages and source.template == "chatml" for source in sources)
+    return (*(FIM if config.pack.fim else ()), *(CHATML if chatml else ()))
 
 
 @functools.cache
@@ -63,19 +69,22 @@ class Tokenizer:
 
     def __init__(self, text: str, origin: str = FILE) -> None:
         """Read a tokenizer.json's content. Raises DataError, naming `origin`, when it cannot keep bytes."""
-        self.json = text
+        self.json, self.origin = text, origin
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         """Of the file's bytes."""
         try:
             self.spec: dict[str, Any] = json.loads(text)
             self.is_char = _check(self.spec)
-            self.pieces, self.end_id = _pieces(self.spec, self.is_char)
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise DataError(f"{origin}: not a tokenizer.json") from None
+            self.pieces, self.specials, self.end_id = _pieces(self.spec, self.is_char)
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+            raise DataError(f"{origin}: not a tokenizer.json") from None
         self.vocab_size = len(self.pieces)
         """Largest id + 1."""
+        merges = self.spec["model"].get("merges")
+        self.by_unit = self.is_char or (not merges and sum(map(bool, self.pieces)) == 256)
+        """Whether each id is one byte or one character: nothing is merged."""
         self.token_bytes = np.array([len(piece) for piece in self.pieces], np.int32)
         """UTF-8 bytes of each id, (vocab_size,); 0 for specials."""
 
@@ -109,10 +118,14 @@ class Tokenizer:
 
     @functools.cached_property
     def reference(self) -> "tokenizers.Tokenizer":
-        """The `tokenizers` object that defines the ids."""
+        """The `tokenizers` object that defines the ids. Raises DataError when the library cannot read the file."""
         import tokenizers
 
-        reference = tokenizers.Tokenizer.from_str(self.json)
+        try:
+            reference = tokenizers.Tokenizer.from_str(self.json)
+        except Exception as error:  # the class that the library raises
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(f"{self.origin}: not a tokenizer.json ({reason})") from None
         reference.encode_special_tokens = True
         reference.no_truncation()
         reference.no_padding()
@@ -121,14 +134,14 @@ class Tokenizer:
     @functools.cached_property
     def _table(self) -> np.ndarray | None:
         """Unit (byte or code point) -> id, -1 where there is none; None for a tokenizer with merges."""
+        if not self.by_unit:
+            return None
         if self.is_char:
             points = {ord(piece.decode()): i for i, piece in enumerate(self.pieces) if piece}
             table = np.full(max(points, default=0) + 2, -1, np.int64)  # the last entry stands for all beyond
-        elif not self.spec["model"]["merges"] and len(self.pieces) == 257:
+        else:
             points = {piece[0]: i for i, piece in enumerate(self.pieces) if piece}
             table = np.full(256, -1, np.int64)
-        else:
-            return None
         table[list(points)] = list(points.values())
         return table
 
@@ -136,15 +149,19 @@ class Tokenizer:
 def _check(spec: dict[str, Any]) -> bool:
     """Whether this is a char tokenizer of ours; raises DataError unless it is one or byte-level BPE."""
     kind, steps = spec["model"]["type"], _steps(spec)
-    if kind == "WordLevel" and all(len(word) == 1 for word in spec["model"]["vocab"] if word != END):
+    added = {token["content"] for token in spec["added_tokens"]}
+    if kind == "WordLevel" and all(len(word) == 1 for word in spec["model"]["vocab"] if word not in added):
         return True
     byte_level = [step for step in steps if step["type"] == "ByteLevel"]
     if kind != "BPE" or not byte_level:
         raise DataError(f"a {kind} tokenizer that is not byte-level cannot give every text back; use byte-level BPE")
-    if spec.get("normalizer") is not None:
+    if spec.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}):
         raise DataError("its normalizer changes the text, so bytes cannot be counted exactly; remove the normalizer")
     if byte_level[0].get("add_prefix_space"):
         raise DataError("add_prefix_space puts a space before every text; set it to false")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if spec["model"].get(option):
+            raise DataError(f"its {option} does not give the same ids and bytes for the same text; set it to null")
     return False
 
 
@@ -153,8 +170,8 @@ def _steps(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return list(pre["pretokenizers"]) if pre["type"] == "Sequence" else [pre]
 
 
-def _pieces(spec: dict[str, Any], is_char: bool) -> tuple[list[bytes], int]:
-    """(bytes of each id, id of the end-of-document token)."""
+def _pieces(spec: dict[str, Any], is_char: bool) -> tuple[list[bytes], dict[str, int], int]:
+    """(bytes of each id, special tokens and their ids, id of the one that ends a document)."""
     alphabet = byte_alphabet()
     added = {token["content"]: token for token in spec["added_tokens"]}
     ids = {content: token["id"] for content, token in added.items()}
@@ -162,15 +179,26 @@ def _pieces(spec: dict[str, Any], is_char: bool) -> tuple[list[bytes], int]:
     if not ends:
         raise DataError(f"it has no end-of-document token: add the special token {END}")
     vocab: dict[str, int] = spec["model"]["vocab"]
+    if not all(type(i) is int and 0 <= i < _MOST for i in (*vocab.values(), *ids.values())):
+        raise DataError(f"its ids are not whole numbers from 0 to {_MOST - 1}")
     pieces = [b""] * (max(max(vocab.values(), default=0), max(ids.values())) + 1)
     for word, i in vocab.items():
         if word not in added:
             pieces[i] = word.encode() if is_char else bytes([alphabet[letter] for letter in word])
-    for content, token in added.items():
-        pieces[token["id"]] = b"" if token["special"] or token["id"] in ends[:1] else content.encode()
+    specials = {word: i for word, i in ids.items() if added[word]["special"] or i == ends[0]}
+    for word, i in ids.items():
+        pieces[i] = b"" if word in specials else word.encode()
     if not is_char and len({piece for piece in pieces if len(piece) == 1}) < 256:
         raise DataError("its vocabulary lacks some of the 256 bytes")
-    return pieces, ends[0]
+    if shared := specials.keys() & vocab.keys() and specials.keys() & _merged(spec):
+        raise DataError(f"merges can spell the special token {min(shared)}, so text could hold it; use another name")
+    return pieces, specials, ends[0]
+
+
+def _merged(spec: dict[str, Any]) -> set[str]:
+    """Every word that a merge makes."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in spec["model"].get("merges", ()))
+    return {left + right for left, right in pairs}
 
 
 def load_file(path: str | Path) -> Tokenizer:
@@ -193,66 +221,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise DataError(f"{path}: no {FILE} there; give a run, a checkpoint, a prepared corpus or a {FILE}")
 
 
-# Making tokenizers
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Id = byte, and 256 ends a document."""
-    return _build({letter: byte for letter, byte in sorted(byte_alphabet().items(), key=lambda item: item[1])})
-
-
-def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
-    """One id for each character, in code point order, and the last id ends a document."""
-    import tokenizers
-
-    vocab = {letter: i for i, letter in enumerate(sorted(set(characters)))}
-    model = tokenizers.models.WordLevel(vocab | {END: len(vocab)}, unk_token=END)
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    made.decoder = tokenizers.decoders.Fuse()
-    made.add_special_tokens([END])
-    return Tokenizer(made.to_str())
-
-
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of at most `vocab_size` ids: 256 bytes, merges learned from `texts`, and the end token, last.
-
-    The same texts give the same tokenizer; few texts may give fewer ids than asked for.
-    """
-    import tokenizers
-
-    made = _byte_level(tokenizers.models.BPE())
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(texts, trainer)
-    made.add_special_tokens([END])
-    return Tokenizer(made.to_str())
-
-
-def _build(vocab: dict[str, int]) -> Tokenizer:
-    import tokenizers
-
-    made = _byte_level(tokenizers.models.BPE(vocab, []))
-    made.add_special_tokens([END])
-    return Tokenizer(made.to_str())
-
-
-def _byte_level(model: Any) -> "tokenizers.Tokenizer":
-    import tokenizers
-    from tokenizers import pre_tokenizers
-
-    made = tokenizers.Tokenizer(model)
-    split = pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    made.decoder = tokenizers.decoders.ByteLevel()
-    return made
-
-
 # The fast path
 
 
@@ -262,7 +230,10 @@ def fast_encoder(tokenizer: Tokenizer, samples: Sequence[str]) -> tuple[Encode, 
         return tokenizer.encode_array, None
     try:
         encode = tiktoken_encoder(tokenizer)
-        for text in (*HARD_STRINGS, *(token["content"] for token in tokenizer.spec["added_tokens"]), *samples):
+        texts = [*HARD_STRINGS, *(token["content"] for token in tokenizer.spec["added_tokens"]), *samples]
+        if _pattern(tokenizer.spec) not in AGREED:
+            texts += _every_character()
+        for text in texts:
             if not np.array_equal(encode(text), tokenizer.encode_array(text)):
                 raise ValueError(f"tiktoken gives other ids for {text[:40]!r}")
     except (ImportError, ValueError) as error:
@@ -270,16 +241,26 @@ def fast_encoder(tokenizer: Tokenizer, samples: Sequence[str]) -> tuple[Encode, 
     return encode, None
 
 
+def _every_character() -> list[str]:
+    """Each character up to U+2FFFF beside a letter, a digit, a space, a line end and itself."""
+    points = [chr(point) for point in range(0x30000) if not 0xD800 <= point < 0xE000]
+    spelled = [f"a{point} {point}1{point}{point}\n" for point in points]
+    return ["".join(spelled[start : start + 512]) for start in range(0, len(spelled), 512)]
+
+
 def tiktoken_encoder(tokenizer: Tokenizer) -> Encode:
     """An unverified tiktoken encoder. Raises ImportError or ValueError when there can be none."""
     import tiktoken
 
-    specials = {token["content"] for token in tokenizer.spec["added_tokens"]}
-    ranks = {tokenizer.pieces[i]: i for word, i in tokenizer.spec["model"]["vocab"].items() if word not in specials}
+    added = {token["content"] for token in tokenizer.spec["added_tokens"]}
+    whole = sorted(added - tokenizer.specials.keys())  # found in a text before anything else, which tiktoken cannot
+    ranks = {tokenizer.pieces[i]: i for word, i in tokenizer.spec["model"]["vocab"].items() if word not in added}
     encoding = tiktoken.Encoding("thimble", pat_str=_pattern(tokenizer.spec), mergeable_ranks=ranks, special_tokens={})
 
     def encode(text: str) -> np.ndarray:
         text, _ = clean_text(text)
+        if any(word in text for word in whole):
+            return tokenizer.encode_array(text)
         try:
             return encoding.encode_to_numpy(text, disallowed_special=())
         except BaseException as error:  # a Rust panic is not an Exception; a very long run of spaces causes one
@@ -292,8 +273,8 @@ def tiktoken_encoder(tokenizer: Tokenizer) -> Encode:
 
 def _pattern(spec: dict[str, Any]) -> str:
     match _steps(spec):
-        case [{"type": "ByteLevel", "use_regex": True}]:
-            return _GPT2_PATTERN
+        case [{"type": "ByteLevel", **step}] if step.get("use_regex", True):
+            return GPT2
         case [
             {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "use_regex": False},

@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     from .config import EvalConfig
     from .curves import draw
     from .summary import summarize
-    from .validate import evaluate, score_sources
+    from .validate import evaluate, score_groups
 
-__all__ = ["EvalConfig", "compressed", "draw", "evaluate", "score_sources", "summarize"]
+__all__ = ["EvalConfig", "compressed", "draw", "evaluate", "score_groups", "summarize"]
 
 _HOMES = {
     "EvalConfig": "config",
     "compressed": "compression",
     "draw": "curves",
     "evaluate": "validate",
-    "score_sources": "validate",
+    "score_groups": "validate",
     "summarize": "summary",
 }
 

@@ -13,8 +13,8 @@ class EvalConfig:
     max_tokens: Annotated[int, Ge(1)] = 131_072
     """Validation tokens of an evaluation; the last one takes all of them."""
     by: tuple[str, ...] | None = None
-    """Labels of documents by whose values validation is reported, besides the source; null: each label of at most 20
-    values."""
+    """Labels of documents by whose values validation is reported, besides the source; null: each that `labels`,
+    `constants` or `detect_language` of the data gives, with at most 20 values; []: none."""
     prompts: tuple[str, ...] = ("",)
     """A sample is generated from each at every evaluation; the empty prompt starts a document."""
     sample_tokens: Annotated[int, Ge(0)] = 128

@@ -38,17 +38,19 @@ def summarize(
 
 
 def _rows(scores: Mapping[str, float | None], compression: Mapping[str, float]) -> list[list[str]]:
-    """Cells of the table: header, all held-out text, each source (when there are several), each compressor."""
+    """Cells of the table: header, all held-out text, each source (when there are several), each value of a label
+    (`label=value`), each compressor."""
     groups: dict[str, dict[str, float | None]] = {}
     for key, value in scores.items():
         if key.startswith("val/"):
             source, _, measure = key.removeprefix("val/").rpartition("/")
             groups.setdefault(source, {})[measure] = value
-    sources = sorted(filter(None, groups))
+    sources = sorted(name for name in groups if name and "=" not in name)  # names of sources have no such sign
+    values = sorted(name for name in groups if "=" in name)
     rows = [["held-out text", *(title for _, title in _COLUMNS)]]
-    for source in ["", *(sources if len(sources) > 1 else [])]:
-        values = groups.get(source, {})
-        rows.append([f"  {source}" if source else "all", *(_cell(key, values.get(key)) for key, _ in _COLUMNS)])
+    for name in ["", *(sources if len(sources) > 1 else []), *values]:
+        found = groups.get(name, {})
+        rows.append([f"  {name}" if name else "all", *(_cell(key, found.get(key)) for key, _ in _COLUMNS)])
     for label, bits in compression.items():
         rows.append([label, *(_cell(key, bits if key == "bpb" else None, blank="") for key, _ in _COLUMNS)])
     return rows

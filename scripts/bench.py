@@ -6,7 +6,10 @@ from importlib import import_module
 
 from configs import entry
 
-BENCHES = {"loss": ("scripts.bench_loss", "time and peak memory of the head and its loss, against other ways")}
+BENCHES = {
+    "loss": ("scripts.bench_loss", "time and peak memory of the head and its loss, against other ways"),
+    "data": ("scripts.bench_data", "throughput of tokenizing, against other ways, and of packing, loading, start-up"),
+}
 
 
 @entry

@@ -1,4 +1,4 @@
-"""Grouped bars, for the pictures of benchmarks. The same numbers give the same bytes (with one matplotlib version)."""
+"""Bars, for the pictures of benchmarks. The same numbers give the same bytes (with one matplotlib version)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,3 +90,45 @@ def _draw(axes: "Axes", panel: Panel, colors: Mapping[str, str], top: float) -> 
     axes.spines["bottom"].set_color("#BFBFBF")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+class Bar(NamedTuple):
+    """One bar; ours stand out."""
+
+    label: str
+    length: float
+    ours: bool
+
+
+def rates(found: Sequence[Bar], path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of horizontal bars, one below the other, each with its name and number."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height = 7.5, 1.05 + 0.33 * len(found)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.32, right=0.96, top=1 - 0.75 / height, bottom=0.1 / height)
+        figure.text(0.02, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.02, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
+        places = range(len(found))
+        axes.barh(
+            places, [bar.length for bar in found], 0.62, color=[_COLORS[0] if bar.ours else GRID for bar in found]
+        )
+        for place, bar in zip(places, found, strict=True):
+            axes.annotate(f"{bar.length:.1f}", (bar.length, place), (4, 0), textcoords="offset points", va="center",
+                          fontsize=8.5, color=INK)  # fmt: skip
+        axes.set_yticks(places, [bar.label for bar in found], color=INK, fontsize=8.5)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.1 * max((bar.length for bar in found), default=1.0))
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        for side in ("top", "right", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.spines["left"].set_color("#BFBFBF")
+        canvas.print_png(str(path), metadata={"Software": None})

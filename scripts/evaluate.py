@@ -1,9 +1,15 @@
-"""Measure a trained model on its held-out rows: `python -m scripts.evaluate RUN [--checkpoint best] [--json OUT]`."""
+"""Measure a trained model on its held-out rows, or on other text.
+
+`python -m scripts.evaluate RUN [--checkpoint best] [--by LABEL] [--data FILE.jsonl] [--json OUT]`
+"""
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +25,19 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last, best or a step (default: last)")
+    parser.add_argument("--by", action="append", default=[], metavar="LABEL", help="scores by the values of a label "
+                        "instead of by source; may be given again")  # fmt: skip
+    parser.add_argument("--data", metavar="FILE.jsonl", help="measure on this text, with fields as in the run's config")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the run's)")
     parser.add_argument("--detail", action="store_true", help="also calibration, frequency, position, worst targets")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
     args = parser.parse_args(argv)
-    result = measure(args.run, args.checkpoint, args.device, detail=args.detail)
+    result = measure(args.run, args.checkpoint, args.device, by=args.by, data=args.data, detail=args.detail)
     width = max(map(len, [result["checkpoint"], *result["labels"]]))
     print(f"{result['checkpoint']:<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
     for name, row in {"all": result, **result["labels"]}.items():
-        numbers = f"{row['nll']:>8.4f}  {row['ppl']:>9.2f}  {row['bpb']:>7.4f}  {row['accuracy']:>8.4f}"
+        bpb = f"{row['bpb']:>7.4f}" if "bpb" in row else f"{'-':>7}"
+        numbers = f"{row['nll']:>8.4f}  {row['ppl']:>9.2f}  {bpb}  {row['accuracy']:>8.4f}"
         print(f"{name:<{width}}  {numbers}  {row['tokens']:>10,}")
     if args.detail:
         print("\n" + "\n".join(detail_lines(result["detail"])))
@@ -35,30 +45,46 @@ def main(argv: Sequence[str]) -> None:
         atomic_write(args.json, json.dumps(result, indent=1) + "\n")
 
 
-def measure(run: Path, which: str, device_name: str | None, *, detail: bool = False) -> dict[str, Any]:
-    """`{"nll", "ppl", "bpb", "accuracy", "tokens", "labels": {source: the same}}` of a checkpoint, and which it was.
+def measure(
+    run: Path, which: str, device_name: str | None, *, by: Sequence[str] = (), data: str | None = None,
+    detail: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """`{"nll", "ppl", "bpb", "accuracy", "tokens", "labels": {name: the same}}` of a checkpoint, and which it was.
 
-    With `detail` also `"detail"`, see `Parts.detail`.
+    The names are sources, or the values of the label that `by` names, as `label=value` when it names several. `data` is
+    a file of other text. With `detail` also `"detail"`, see `Parts.detail`.
     """
     from assemble import State, build, set_up_process
-    from data import prepare
+    from data import prepare, prepare_file
     from loss import LossConfig
     from trainer.distributed import Place, Ranks, pick_device
 
     checkpoint = find_checkpoint(run, which, warn=lambda reason: print(f"warning: {reason}", file=sys.stderr))
     # Scores are nll whatever was trained on: neither teacher nor tables are needed.
     config, place = replace(load(run / "config.yaml"), loss=LossConfig()), Place()
+    config = replace(config, eval=replace(config.eval, by=tuple(by)))
     device = pick_device(device_name or config.run.device, place)
     set_up_process(config, place, device)
     state = State.read(checkpoint)
-    data = prepare(config.data, config.model.context)
-    if data.fingerprint != state.data:
-        raise ValueError(f"{run} was trained on another corpus than the one prepared now")
-    parts = build(config, data, Ranks(place, device), device, state)
-    parts.load(checkpoint, state)
-    table = parts.score_sources()
-    more = {"detail": parts.detail()} if detail else {}
-    return {**table.pop(""), "checkpoint": checkpoint.name, "labels": table, **more}
+    with ExitStack() as stack:
+        if data is None:
+            corpus = prepare(config.data, config.model.context)
+            if corpus.fingerprint != state.data:
+                raise ValueError(f"{run} was trained on another corpus than the one prepared now")
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thimble-")))
+            shutil.copy(checkpoint / "tokenizer.json", folder)
+            corpus = prepare_file(data, config.data, by, folder, config.model.context)
+            config = replace(config, data=corpus.config)
+        parts = build(config, corpus, Ranks(place, device), device, state)
+        parts.load(checkpoint, state)
+        table, labels = parts.score_groups()
+        total = table.pop("")
+        if by:
+            table = {name if len(labels) == 1 else f"{label}={name}": row
+                     for label, rows in labels.items() for name, row in rows.items()}  # fmt: skip
+        more = {"detail": parts.detail()} if detail else {}
+    return {**total, "checkpoint": checkpoint.name, "labels": table, **more}
 
 
 def detail_lines(detail: dict[str, Any]) -> list[str]:

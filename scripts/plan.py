@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from assemble import State, set_up_process, total_steps
+from assemble import set_up_process
 from configs import RunConfig
+from course import State, describe_course, order_in_run, total_steps
 from data import Batch, Prepared, estimate, load_tokenizer, lookup
 from learner import Learner, build_learner, memory_parts, rows_per_step
 from trainer.distributed import Place, Ranks, pick_device
@@ -62,9 +63,13 @@ def facts(
     if total:
         lines.append(("run", f"{total:,} steps = {total * config.train.batch_tokens:,} tokens"))
     if total and by_source:
-        used = rows_used(config, data, by_source, total * rows)
-        told = ", ".join(f"{name} {used[name] / have:.2f}" for name, have in by_source.items() if have)
-        lines.append(("epochs", told if data else f"about {told} (from the size of the sources)"))
+        if data:
+            order_in_run(config, data, State(), total)  # refuses what training would refuse
+        targets = data.train.targets_by_source if data else {}
+        told = describe_course(config, by_source, targets, State(), total)
+        if not data:
+            told["epochs"] = f"about {told['epochs']} (from the size of the sources)"
+        lines += told.items()
     else:
         lines.append(("epochs", "not known: a source does not tell its size"))
     if not timed:
@@ -91,14 +96,6 @@ def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[s
             return 0, {}
         by_source[name] = max(1, int(tokens * (1 - config.data.split.val)) // config.model.context)
     return sum(by_source.values()), by_source
-
-
-def rows_used(config: RunConfig, data: Prepared | None, rows: dict[str, int], samples: int) -> dict[str, float]:
-    """How many of `samples` rows come from each source: as the order says, else in proportion to mixture or size."""
-    if data:
-        return dict(zip(rows, data.train.order(config.data.mixture, config.run.seed).used(samples), strict=True))
-    weights = config.data.mixture or rows
-    return {name: samples * weights[name] / sum(weights.values()) for name in rows}
 
 
 def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, float, float]:

@@ -255,6 +255,18 @@ def test_a_run_with_only_damaged_checkpoints_is_never_begun_anew(bench: Bench):
     assert bench.rows("ruined") == rows and bench.status("ruined")["state"] == "damaged"
 
 
+def test_a_corpus_with_other_bytes_is_refused(bench: Bench):
+    short = ("train.steps=2", "eval.every=2", "save.every=2", "eval.max_tokens=256", "eval.sample_tokens=1",
+             f"data.dir={bench.corpora}-flipped")  # fmt: skip
+    bench.train("flipped", *short)
+    shard = sorted(bench.corpora.with_name("corpora-flipped").glob("*/shards/*.bin"))[0]
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    printed = bench.train("flipped", *short, "train.steps=4", exits=3)
+    assert f"{shard.name}: sha256 differs" in printed and "--repair" in printed and "Traceback" not in printed
+
+
 def test_a_second_process_on_a_run_is_refused(bench: Bench):
     first = bench.start(*bench.arguments("held", "train.steps=100000"))
     while not (bench.runs / "held" / "status.json").exists():

@@ -23,6 +23,40 @@ def test_arguments() -> None:
     assert found == want
 
 
+VALUES = FLAGS | {"slice=I/N": "do a part", "at=PLACE": "where"}
+
+
+@pytest.mark.parametrize("given", [["--slice", "0/4"], ["--slice=0/4"]])
+def test_flags_with_values(given: list[str]) -> None:
+    found = vars(parse([*given, "c.yaml", "a.b=c"], prog="x", description="X.", flags=VALUES))
+    want = {"config": "c.yaml", "overrides": ("a.b=c",), "dry_run": False, "restart": False, "slice": "0/4", "at": None}
+    assert found == want
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["c.yaml", "--slice"], "--slice needs a value: --slice I/N"),
+        (["c.yaml", "--slice", "--restart"], "--slice needs a value: --slice I/N"),
+        (["c.yaml", "--slice="], "--slice needs a value: --slice I/N"),
+        (["c.yaml", "--restart=1"], "--restart takes no value"),
+        (["c.yaml", "--slicer"], "unknown option --slicer — did you mean '--slice'?"),
+    ],
+)
+def test_values_that_are_missing(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(argv, prog="x", description="X.", flags=VALUES)
+    assert caught.value.code == 2 and capsys.readouterr().err == f"x: {message}\n"
+
+
+def test_help_shows_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"], prog="x", description="X.", flags=VALUES)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: x CONFIG [key.sub=value ...] [--dry-run] [--restart] [--slice I/N] [--at PLACE]"
+    assert "  --slice I/N  do a part" in lines and "  --help       this text" in lines
+
+
 def test_a_file_may_have_an_equals_sign(tmp_path: Path) -> None:
     path = tmp_path / "lr=3.yaml"
     path.write_text("")

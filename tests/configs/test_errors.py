@@ -130,6 +130,24 @@ CROSS = {
     "schedule={warmup: 0.5, decay: 0.6}": "",
     "schedule={name: cosine, warmup: 101}": "",
     "data.mixture.b=1": "data.mixture.b: no source has this name; there are a",
+    "data.pack.fim={sources: [b]}": "data.pack.fim.sources: no source is called 'b'; there are a",
+    "data.phases=[{at: 0.5, mixture: {b: 1}}]": "data.phases[0].mixture.b: no source has this name; there are a",
+    "data.phases=[{at: 0.5, mixture: {a: 0}}]": "data.phases[0].mixture: every share is 0",
+    "data.phases=[{at: 0.5, mixture: {a: -1}}]": "data.phases[0].mixture.a: -1 is not a number >= 0",
+    "data.phases=[{at: 1.5, mixture: {a: 1}}]": "data.phases[0].at: 1.5 is not a length > 0: 0.1 (a fraction of the "
+    "run), 500 (steps) or '5M tokens'",
+    "data.phases=[{at: 5M, mixture: {a: 1}}]": "data.phases[0].at: '5M' is not a length: 0.1 (a fraction of the run), "
+    "500 (steps) or '5M tokens'",
+    "data.phases=[{at: 0.5, mixture: {a: 1}}, {at: 0.5, mixture: {a: 1}}]": "data.phases[1].at: 0.5 is not after the "
+    "phase before, at 0.5",
+    "data.phases=[{at: 0.5, mixture: {a: 1}}, {at: 50, mixture: {a: 1}}]": "data.phases[1].at: 50 is not after the "
+    "phase before, at 0.5",
+    "data.phases=[{at: 50, mixture: {a: 1}}, {at: 51k tokens, mixture: {a: 1}}]": "data.phases[1].at: '51k tokens' is "
+    "not after the phase before, at 50",
+    "data.phases=[{at: 49, mixture: {a: 1}}, {at: 0.5, mixture: {a: 1}}]": "",
+    "data.curriculum={by: chars, over: 0M tokens}": "data.curriculum.over: '0M tokens' is not above 0",
+    "data.curriculum={by: chars, over: 1.0}": "",
+    "data.max_epochs=0": "data.max_epochs: 0 is not a number > 0 or null",
     "data.tokenizer={}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, not none",
     "data.tokenizer={train: {}, level: byte}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, "
     "not train "
@@ -147,6 +165,8 @@ CROSS = {
     "digits, _ and -, the first a letter or digit",
     "data.sources={_a: {kind: text, files: [x]}}": "data.sources._a: the name of a source is 1 to 64 letters, "
     "digits, _ and -, the first a letter or digit",
+    "data.tokenizer={train: {pattern: gpt2, digits: 1}}": "data.tokenizer.train.digits: only the pattern gpt4 groups "
+    "digits; leave it out",
     "data.tokenizer={train: {vocab_size: 3}}": "data.tokenizer.train.vocab_size: 3 is not an integer in [257, 1048576]",
     "run.name=../up": "run.name: '../up' is not a folder name of letters, digits and . _ -, such as 'up'",
     "run.name=..": "run.name: '..' is not a folder name of letters, digits and . _ -",

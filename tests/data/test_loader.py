@@ -1,8 +1,14 @@
 """Batches: by hand, over ranks, from any step, and what happens when the thread fails."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Batch, DataConfig, DataError, Loader, PackConfig, Prepared, SplitConfig, Step, prepare
+from data import Batch, DataConfig, DataError, Loader, PackConfig, Prepared, SourceConfig, SplitConfig, Step, prepare
+from data.store import from_file
+from durable import Damaged
 
 from .helpers import bpe, random_texts, text_config, text_source, write_files
 
@@ -204,6 +212,138 @@ def test_validation_order_does_not_depend_on_the_seed(prepared: Prepared) -> Non
     assert same(a, b)
     half = a["source"][: len(a["source"]) // 2]
     assert set(half.tolist()) == {0, 1}  # the first rows are of every source
+
+
+def records(folder: Path, rows: list[dict[str, Any]], val: list[dict[str, Any]], **fields: Any) -> Prepared:
+    """JSON lines `a` to train on and `v` held out, bytes as tokens, rows of 16."""
+    for name, lines in (("a", rows), ("v", val)):
+        write_files(folder, {f"{name}.jsonl": "".join(json.dumps(line) + "\n" for line in lines)})
+    sources = {n: SourceConfig(kind="jsonl", files=(str(folder / f"{n}.jsonl"),), **fields) for n in ("a", "v")}
+    split = SplitConfig(sources={"v": sources["v"]})
+    config = text_config(folder, {}, sources={"a": sources["a"]}, split=split)
+    return prepare(config, 16, progress=False)
+
+
+def test_only_some_tokens_are_targets(tmp_path: Path) -> None:
+    def talk(question: str, answer: str) -> dict[str, Any]:
+        return {"talk": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    silent = {"talk": [{"role": "user", "content": "nobody answers"}]}
+    rows = [talk("q", "a"), talk("why?", "because"), silent]
+    prepared = records(tmp_path, rows, [talk("v", "w")], messages="talk", template="plain")
+    assert prepared.plan.facts["dropped"] == {"a": {"no target": 1}}
+    loader = make(prepared, rows=prepared.train.rows, micro=9)
+    step = loader.step(0)
+    (batch,) = step.micro
+    learned = batch.targets != X
+    assert step.targets == int(learned.sum()) == prepared.train.targets < prepared.train.length.sum()
+    assert torch.equal(batch.weights, learned.float()) and not batch.bytes[~learned].any() and not batch.weighted
+    said = {bytes(t for t in row if 0 <= t < 256).decode() for row in batch.targets.tolist()} - {""}
+    assert "".join(sorted(said)).replace("\n", "") in ("abecause", "becausea")
+    assert prepared.token_counts().tolist() == batch.targets[learned].bincount(minlength=257).tolist()
+    (val,) = loader.validation(None, 9)
+    assert val.document is not None and torch.equal(val.document >= 0, val.targets != X)
+    pieces = int((prepared.train.valid == 0).sum())
+    assert pieces >= 1  # a row in which nobody is listened to is no harm
+
+
+def test_weights_of_documents(tmp_path: Path) -> None:
+    rows = [{"text": "aaa", "w": 2}, {"text": "bbbbb", "w": 0}, {"text": "cc", "w": 1}]
+    prepared = records(tmp_path, rows, [{"text": "v", "w": 3}], weight="w")
+    (batch,) = make(prepared, rows=1).step(0).micro
+    assert batch.targets.tolist() == [[*b"aaa", E, *b"bbbbb", E, *b"cc", E, X, X, X]]
+    assert batch.weights.tolist() == [[2.0] * 4 + [0.0] * 6 + [1.0] * 3 + [0.0] * 3] and batch.weighted
+    assert prepared.train.targets == 13  # what weighs nothing is a target all the same
+    lighter = records(tmp_path / "b", [row | {"w": 1} for row in rows], [{"text": "v", "w": 1}], weight="w")
+    (batch,) = make(lighter, rows=1).step(0).micro
+    assert not batch.weighted and lighter.fingerprint != prepared.fingerprint
+
+
+def test_held_out_targets_know_their_document(prepared: Prepared) -> None:
+    (step,) = make(prepared).steps(0, 1)
+    assert step.micro[0].document is None
+    whole = list(make(prepared).validation(None, 5))
+    document = torch.cat([batch.document for batch in whole if batch.document is not None])
+    targets = torch.cat([batch.targets for batch in whole])
+    assert torch.equal(document >= 0, targets != X)
+    spans = prepared.plan.val_spans
+    numbers = prepared.store.documents_at(spans.shard, spans.start)
+    counts = dict(zip(numbers.tolist(), spans.length.tolist(), strict=True))
+    found, times = document[document >= 0].unique(return_counts=True)
+    assert dict(zip(found.tolist(), times.tolist(), strict=True)) == counts
+
+
+def test_micro_batches_are_views_of_one_block(prepared: Prepared) -> None:
+    step = make(prepared, rows=10, micro=3).step(0)
+    assert len(step.micro) == 4
+    places = {getattr(batch, name).untyped_storage().data_ptr() for batch in step.micro for name in TENSORS}
+    assert len(places) == 1
+    assert all(getattr(batch, name).is_contiguous() for batch in step.micro for name in TENSORS)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_five_held_out_rows_on_any_number_of_ranks(tmp_path: Path, world: int) -> None:
+    """Sums over ranks, of which some have no row of their own left, are those of one rank."""
+    folder = write_files(tmp_path / "v", {f"{i}.txt": f"{i}" * 14 for i in range(5)})
+    config = text_config(tmp_path, {"t.txt": "train"}, split=SplitConfig(sources={"v": text_source(folder)}))
+    prepared = prepare(config, 16, progress=False)
+    assert prepared.val.rows == 5
+    ranks = [list(make(prepared, rank=rank, world=world).validation(None, 2)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    valid = [batch.targets[batch.targets != X] for batches in ranks for batch in batches]
+    assert sum(map(len, valid)) == prepared.val.targets == 75
+    assert sum(int((part.double() ** 0.5).sum() * 1e6) for part in valid) == pytest.approx(
+        sum(14 * (48 + i) ** 0.5 + E**0.5 for i in range(5)) * 1e6, abs=10
+    )
+
+
+def test_reading_ahead_changes_nothing(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(type(prepared.store), "read_ahead", lambda *run: asked.append(run[1:]))
+    steps = list(make(prepared, rank=1, world=2).steps(3, 30))
+    loader = make(prepared, rank=1, world=2)
+    for step in steps:
+        assert same(joined(step.micro), joined(loader.step(step.index).micro))
+    plan, own = prepared.train, [loader._own(step.row_ids) for step in steps]
+    runs = sorted((plan.shard[p], plan.start[p]) for r in np.concatenate(own)
+                  for p in range(plan.row_ptr[r], plan.row_ptr[r + 1]))  # fmt: skip
+    assert runs == sorted((shard, at) for shard, start, _ in asked for at in start)
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", shard=np.array([{"a": 1}], object))
+    with pytest.raises(Damaged, match="cannot be read"):
+        from_file(tmp_path / "x.npz")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from data import Loader, prepare
+from tests.data.helpers import text_config
+from data import SplitConfig
+loader = Loader(prepare(text_config(Path(sys.argv[1]), split=SplitConfig(val=0.2)), 32, progress=False), batch_rows=4,
+                micro_rows=2, seed=1)
+for step in loader.steps(0, 10**9):
+    print(step.index, flush=True)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no shared memory to look at")
+def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "0\n"
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    assert not children.exists() or not children.read_text().split()
+    mapped = Path(f"/proc/{child.pid}/maps").read_text()
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    shared = [line for line in mapped.splitlines() if "/dev/shm" in line and not line.endswith("(deleted)")]
+    assert not shared and "shards/" in mapped
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if str(child.pid) in name}
+    again = prepare(text_config(tmp_path, split=SplitConfig(val=0.2)), 32, progress=False)  # no lock stands in the way
+    assert make(again).step(0).targets > 0
 
 
 def failing(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, at: int) -> Loader:

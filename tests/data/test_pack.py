@@ -1,14 +1,21 @@
 """Packing against a textbook reference, and what every packing keeps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pack import Spans, cut_stream, pack_bfd, split_long
+from data import PackConfig, SplitConfig, packing_report, prepare
+from data.pack import Spans, cut_stream, cut_stream_around, pack, pack_bfd, split_long
+from data.packing import MODES, measure
 from data.plan import RowPlan, make_rows
 
+from .helpers import text_config
+
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
+FIFTH = SplitConfig(val=0.2)
 
 
 def reference_rows(lengths: list[int], context: int) -> int:
@@ -75,7 +82,9 @@ def test_rows_hold_every_pair_once(lengths: list[int], context: int, mode: str, 
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS.filter(bool), st.integers(1, 50))
 def test_bfd_cuts_only_what_is_longer_than_a_row(lengths: list[int], context: int) -> None:
-    pieces = split_long(spans_of(lengths), context)
+    spans = spans_of(lengths)
+    pieces, span = split_long(spans, np.full(len(lengths), context))
+    assert span.tolist() == [i for i, n in enumerate(lengths) for _ in range(-(-n // context))]
     want = [n for length in lengths for n in [context] * (length // context) + [length % context] if n]
     assert pieces.length.tolist() == want
     assert covered(pieces) == covered(spans_of(lengths))
@@ -85,7 +94,8 @@ def test_bfd_cuts_only_what_is_longer_than_a_row(lengths: list[int], context: in
 @given(LENGTHS.filter(bool), st.integers(1, 50))
 def test_a_stream_is_cut_only_at_row_ends(lengths: list[int], context: int) -> None:
     spans = spans_of(lengths, 2)
-    pieces, row = cut_stream(spans, context)
+    packed = cut_stream(spans, context)
+    pieces, row = packed.pieces, packed.row
     assert covered(pieces) == covered(spans)
     sizes = np.bincount(row, pieces.length)
     assert (sizes[:-1] == context).all() and len(sizes) == -(-sum(lengths) // context)
@@ -102,6 +112,96 @@ def test_rows_by_hand() -> None:
     assert plan.padding == pytest.approx(1 - 20 / 24)
     plan = make_rows(spans_of([5, 3, 9, 1, 2]), np.zeros(5, np.int16), ("a",), "concat", 8)
     assert plan.length.tolist() == [5, 3, 8, 1, 1, 2] and plan.row_ptr.tolist() == [0, 2, 3, 6]
+
+
+def rows_of(mode: str, lengths: list[int], context: int) -> list[list[tuple[int, int]]]:
+    """(start, length) of the pieces of each row."""
+    packed = pack(spans_of(lengths), mode, context)
+    pairs = list(zip(packed.pieces.start.tolist(), packed.pieces.length.tolist(), strict=True))
+    return [[pair for pair, row in zip(pairs, packed.row.tolist(), strict=True) if row == r] for r in set(packed.row)]
+
+
+def test_truncated_and_padded_rows_by_hand() -> None:
+    assert rows_of("truncate", [5, 3, 9, 1, 2], 8) == [[(8, 8)], [(0, 5), (5, 3)], [(17, 1), (18, 2)]]
+    assert rows_of("pad", [5, 3, 9, 1], 8) == [[(0, 5)], [(5, 3)], [(8, 8)], [(16, 1)], [(17, 1)]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS.filter(bool), st.integers(4, 50), st.sampled_from(MODES), st.data())
+def test_every_mode_with_room_for_more(lengths: list[int], context: int, mode: str, data: st.DataObject) -> None:
+    """`extra` positions a piece never overfill a row, and only `truncate` loses anything: the ends of documents."""
+    spans, extra = spans_of(lengths), np.array([data.draw(st.sampled_from([0, 3])) for _ in lengths])
+    packed = pack(spans, mode, context, extra)
+    sizes = packed.pieces.length + extra[packed.span]
+    assert (packed.pieces.length > 0).all() and (np.diff(packed.row) >= 0).all()
+    assert set(packed.row.tolist()) == set(range(packed.row[-1] + 1))
+    assert np.bincount(packed.row, sizes).max() <= context
+    kept = covered(packed.pieces)
+    assert len(set(kept)) == len(kept)
+    if mode == "truncate":
+        want = Spans(spans.shard, spans.start, np.minimum(spans.length, context - extra))
+        assert sorted(kept) == sorted(covered(want))
+    else:
+        assert sorted(kept) == sorted(covered(spans))
+    for i in range(len(lengths)):
+        own = packed.pieces.take(packed.span == i)
+        assert set(covered(own)) <= set(covered(spans.take(np.array([i]))))
+        if mode != "concat":
+            assert mode == "truncate" or len(own.length) == -(-lengths[i] // (context - extra[i]))
+    if mode == "pad":
+        assert np.bincount(packed.row).max() == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 50))
+def test_the_two_ways_to_cut_a_stream_agree(lengths: list[int], context: int) -> None:
+    spans = spans_of(lengths, 2)
+    one, other = cut_stream(spans, context), cut_stream_around(spans, context, np.zeros(len(lengths), np.int64))
+    for name in ("shard", "start", "length"):
+        assert np.array_equal(getattr(one.pieces, name), getattr(other.pieces, name))
+    assert np.array_equal(one.span, other.span) and np.array_equal(one.row, other.row)
+
+
+def test_what_each_mode_does_by_hand() -> None:
+    spans = spans_of([5, 3, 9, 1, 2])  # 20 pairs
+
+    def found(mode: str) -> tuple[object, ...]:
+        m = measure([spans], mode, 8)
+        return m.rows, pytest.approx(m.padding), m.lost, m.cut, m.documents_a_row, m.headless
+
+    assert found("bfd") == (3, 4 / 24, 0, 0, 2, 1)
+    assert found("truncate") == (3, 5 / 24, 1, 0, 5 / 3, 0)
+    assert found("concat") == (3, 4 / 24, 0, 0, 2, 1)
+    assert found("pad") == (6, 28 / 48, 0, 0, 1, 1)
+    cut = measure([spans_of([5, 5, 5])], "concat", 8)
+    assert (cut.cut, cut.headless) == (1, 2)
+
+
+def test_a_report_is_over_the_training_documents(tmp_path: Path) -> None:
+    made = prepare(text_config(tmp_path, pack=PackConfig(mode="truncate"), split=FIFTH), 64, progress=False)
+    report = packing_report(made)
+    assert [packing.mode for packing in report.modes] == list(MODES) == ["bfd", "truncate", "concat", "pad"]
+    bfd, truncate, concat, _ = report.modes
+    assert (truncate.rows, truncate.lost) == (made.train.rows, sum(made.plan.facts["lost"].values()))
+    assert truncate.padding == pytest.approx(made.train.padding) and truncate.lost > 0
+    assert report.documents == sum(made.plan.facts["documents"]["train"].values())
+    assert report.targets == made.train.targets + truncate.lost
+    assert bfd.lost == bfd.cut == concat.lost == 0 < concat.cut
+    lines = report.lines()
+    assert "pack.mode is truncate" in lines[0] and len(lines) == 6 and len({len(line) for line in lines[1:]}) == 1
+    assert f"{truncate.lost:,} targets" in "\n".join(made.summary())
+    assert packing_report(made, 16).context == 16
+
+
+def test_held_out_rows_are_always_packed_alike(tmp_path: Path) -> None:
+    plans = [
+        prepare(text_config(tmp_path, pack=PackConfig(mode=mode), split=FIFTH), 64, progress=False)  # type: ignore[arg-type]
+        for mode in MODES
+    ]
+    for made in plans[1:]:
+        for name in ("shard", "start", "length", "row_ptr", "valid"):
+            assert np.array_equal(getattr(made.val, name), getattr(plans[0].val, name))
+    assert len({made.fingerprint for made in plans}) == len(MODES)
 
 
 @pytest.mark.soak

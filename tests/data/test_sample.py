@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import sample, sources
-from data.config import SourceConfig
+from data.config import DataConfig, SourceConfig, TokenizerConfig, TrainTokenizerConfig
 from data.sample import training_sample
 from data.sources import Document, Task, list_tasks
 
@@ -76,3 +76,31 @@ def test_streams_give_their_starts(read_tasks: list[str], monkeypatch: pytest.Mo
     assert len(read_tasks) == 16 and 16_000 <= sum(map(len, chunks)) < 20_000
     each = [sum(chunk.startswith(label[-4:]) for chunk in chunks) for label in read_tasks]
     assert min(each) > 15 and max(each) < 30
+
+
+def test_one_document_gives_at_most_so_much(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.txt": "\u00e9" * 100_000, "b.txt": "b" * 50, "c.txt": "c" * 5000})
+    tasks = list_tasks("a", "train", SourceConfig(kind="text", files=(f"{tmp_path}/*.txt",)))
+    assert "".join(training_sample(tasks, 1 << 30, 101)) == "\u00e9" * 50 + "b" * 50 + "c" * 101
+    assert len("".join(training_sample(tasks, 1 << 30))) == 105_050
+
+
+def test_a_sample_is_what_the_store_will_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = [{"role": "user", "content": "to joe@corp.com"}, {"role": "critic", "content": "\u00e9"}]
+    write_files(tmp_path, {"a.jsonl": json.dumps({"talk": talk}) + "\n"})
+    source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/a.jsonl",), messages="talk")
+    tasks = list_tasks("a", "train", source)
+    (chunk,) = training_sample(tasks, 1000, None, ("email",))
+    assert chunk.startswith("user\nto ") and chunk.endswith("critic\n\u00e9\n") and "joe@corp.com" not in chunk
+    config = DataConfig(sources={"a": source}, tokenizer=TokenizerConfig(level="char"), redact=("email",))
+    assert sample.make_tokenizer(config, tasks, False).encode(chunk)
+
+
+def test_training_shows_a_bar_and_then_a_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files(tmp_path, {"a.txt": "some text " * 100})
+    source = SourceConfig(kind="text", files=(f"{tmp_path}/a.txt",))
+    config = DataConfig(sources={"a": source}, tokenizer=TokenizerConfig(train=TrainTokenizerConfig(300)))
+    for progress in (True, False):
+        sample.make_tokenizer(config, list_tasks("a", "train", source), progress)
+        shown = capsys.readouterr().err
+        assert ("sample: 100%" in shown) == ("learn merges: 00:0" in shown) == progress

@@ -12,9 +12,9 @@ import pytest
 
 from data import sources
 from data.config import SourceConfig
-from data.encode import available_workers
+from data.engines import available_workers
 from data.errors import DataError
-from data.packages import versions
+from data.packages import licenses, versions
 from data.sources import Document, list_tasks, read
 
 from .helpers import write_files
@@ -48,6 +48,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_packages_are_found_without_being_imported(package: Path) -> None:
     found = documents(SourceConfig(kind="python", packages=("zsingle", "zpkg")))
     assert [d.id for d in found] == ["zsingle.py", "zpkg/__init__.py", "zpkg/a/x.py", "zpkg/b.py"]
+    assert [d.labels["package"] for d in found] == ["zsingle", "zpkg", "zpkg", "zpkg"]
     assert "zpkg" not in sys.modules and "zsingle" not in sys.modules
     excluding = SourceConfig(kind="python", packages=("zpkg",), exclude=("a/*", "zpkg/b.py"))
     assert [d.id for d in documents(excluding)] == ["zpkg/__init__.py"]
@@ -62,7 +63,11 @@ def test_the_standard_library() -> None:
     assert len(paths) > 300 and not [p for p in paths if "site-packages" in p or "/test/" in p]
     assert any(p.endswith("/asyncio/events.py") for p in paths)
     assert versions(config) == {"stdlib": ".".join(map(str, sys.version_info[:3]))}
-    assert versions(SourceConfig(kind="python", packages=("numpy",)))["numpy"][0].isdigit()
+    others = SourceConfig(kind="python", packages=("numpy", "yaml.x", "json"))
+    assert versions(others)["numpy"][0].isdigit()
+    assert licenses(config) == {"stdlib": "PSF-2.0"} and licenses(SourceConfig(kind="hf", path="x")) == {}
+    assert "BSD" in licenses(others)["numpy"] and licenses(others)["yaml.x"] == "MIT"
+    assert licenses(others)["json"] == "PSF-2.0"
 
 
 @pytest.mark.parametrize("name", ["nosuchpackage", "nosuchpackage.inner", "sys"])
@@ -181,8 +186,10 @@ def test_hugging_face_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         documents(SourceConfig(**hf, path=str(tmp_path / "saved"), text="body"))
     with pytest.raises(DataError, match="cannot be loaded"):
         documents(SourceConfig(**hf, path="json", data_files=(str(tmp_path / "gone.jsonl"),)))
-    numbers = documents(SourceConfig(**hf, path=str(tmp_path / "saved"), text="n"))
-    assert numbers[0].text is None and numbers[0].problem == "no text in field 'n' (`text:` may be text)"
+    with pytest.raises(DataError, match="column 'n' holds int64, no text; `text:` may be text"):
+        documents(SourceConfig(**hf, path=str(tmp_path / "saved"), text="n"))
+    number = documents(replace(stream, text="n"))[0]
+    assert number.text is None and number.problem == "no text in field 'n'"
 
 
 def test_a_dataset_is_loaded_once_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

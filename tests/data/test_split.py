@@ -20,7 +20,9 @@ def make(config: DataConfig, context: int = 32) -> Prepared:
 
 
 def side_texts(prepared: Prepared, side: str) -> list[bytes]:
-    """The documents of a side, put together from its rows; valid in concat mode with one source, where order holds."""
+    """The documents of a side. Those to train on are put together from their rows: one after another in concat mode."""
+    if side == "val":
+        return list(prepared.val_documents())
     plan, decode = getattr(prepared, side), prepared.tokenizer.decode_bytes
     text, texts = b"", []
     for shard, start, length in zip(plan.shard, plan.start, plan.length, strict=True):

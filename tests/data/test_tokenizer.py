@@ -1,9 +1,11 @@
 """Ids, bytes and the fast path."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
+from data.config import TrainTokenizerConfig
 from data.errors import DataError
 from data.store import token_dtype
 from data.tokenizer import (
@@ -19,16 +22,15 @@ from data.tokenizer import (
     HARD_STRINGS,
     Tokenizer,
     byte_alphabet,
-    byte_tokenizer,
-    char_tokenizer,
     fast_encoder,
     load_tokenizer,
     tiktoken_encoder,
-    train,
 )
+from data.vocabulary import byte_tokenizer, char_tokenizer, train
 
 CORPUS = [Path(__file__).read_text(), Path(pytest.__file__).read_text(), "naïve 中文 don't 1234567\r\n\t x" * 20]
-BPE = train(CORPUS, 600)
+BPE = train(CORPUS, TrainTokenizerConfig(600))
+RUNS = train([*CORPUS, "a" * 5000 + "\n" + " " * 5000 + "=-" * 500 + "the rain in short "], TrainTokenizerConfig(600))
 BYTE = byte_tokenizer()
 ANY_TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(HARD_STRINGS)  # with surrogates, NUL, BOM, CRLF
 
@@ -69,11 +71,49 @@ def test_every_character_is_cut_alike_by_both_backends() -> None:
         assert fast(text).tolist() == encoding.ids
 
 
-@pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 300_000, "\n" * 300_000], ids=["spaces", "letters", "lines"])
-def test_very_long_runs(text: str) -> None:
-    ids = tiktoken_encoder(BPE)(text)
-    assert BPE.decode_bytes(ids.tolist()) == text.encode()
-    assert np.array_equal(ids, BPE.encode_array(text))
+LONG = {
+    "spaces": " " * 1_000_000,
+    "letters": "a" * 1_000_000,
+    "other letters": "".join(random.Random(0).choices("etaoinshr", k=1_000_000)),
+    "lines": "\n" * 300_000,
+    "marks": "=-" * 150_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_very_long_runs(name: str) -> None:
+    """Neither library is quadratic, and what tiktoken cannot do goes to the other."""
+    ids = tiktoken_encoder(RUNS)(LONG[name])
+    assert RUNS.decode_bytes(ids.tolist()) == LONG[name].encode()
+    assert np.array_equal(ids, RUNS.encode_array(LONG[name]))
+
+
+@pytest.mark.soak
+def test_a_line_of_50_mb() -> None:
+    line = CORPUS[1].replace("\n", " ") * (50_000_000 // len(CORPUS[1]))
+    ids = tiktoken_encoder(BPE)(line)
+    assert int(BPE.token_bytes[ids].sum()) == len(line.encode())
+
+
+@pytest.mark.soak
+def test_long_documents_leave_nothing_behind() -> None:
+    code = """
+import resource, sys
+from data.config import TrainTokenizerConfig
+from data.tokenizer import tiktoken_encoder
+from data.vocabulary import train
+tokenizer = train([open("data/vocabulary.py").read()], TrainTokenizerConfig(400))
+encode = tiktoken_encoder(tokenizer)
+peaks = []
+for i in range(33):
+    for text in (" " * 1_000_000, f"{i}x" * 300_000, "a" * 500_000 + str(i)):
+        encode(text)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[5], peaks[-1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    early, late = map(int, done.stdout.split())
+    assert late < 1.2 * early
 
 
 def test_a_rust_panic_falls_back_and_other_errors_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +161,9 @@ def test_ids() -> None:
     char = char_tokenizer("banana")
     assert char.encode("nab") == [2, 0, 1] and (char.end_id, char.vocab_size) == (3, 4)
     assert (BPE.vocab_size, BPE.end_id) == (600, 599)
-    assert train(["aaaa"], 5000).vocab_size < 5000  # there are no more pairs to merge
-    assert train([], 257).encode("ab") == train(["xyz"], 257).encode("ab")
+    assert train(["aaaa"], TrainTokenizerConfig(5000)).vocab_size < 5000  # there are no more pairs to merge
+    least = TrainTokenizerConfig(257)
+    assert train([], least).encode("ab") == train(["xyz"], least).encode("ab")
     assert sorted(byte_alphabet().values()) == list(range(256))
 
 
@@ -135,7 +176,12 @@ def test_char_refuses_what_it_has_not_seen() -> None:
 
 
 def test_training_repeats_in_another_process() -> None:
-    code = "import sys; from data.tokenizer import train; print(train(eval(sys.stdin.read()), 600).sha256)"
+    code = """
+import sys
+from data.config import TrainTokenizerConfig
+from data.vocabulary import train
+print(train(eval(sys.stdin.read()), TrainTokenizerConfig(600)).sha256)
+"""
     done = subprocess.run([sys.executable, "-c", code], input=repr(CORPUS), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == BPE.sha256
 
@@ -164,7 +210,8 @@ def foreign(**changes: object) -> str:
 
 
 def test_foreign_tokenizers() -> None:
-    gpt2 = tokenizers.Tokenizer(models.BPE(json.loads(BPE.json)["model"]["vocab"], []))
+    model = BPE.spec["model"]
+    gpt2 = tokenizers.Tokenizer(models.BPE(model["vocab"], [tuple(pair) for pair in model["merges"]]))
     gpt2.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     gpt2.add_special_tokens(["<|start|>", "</s>"])
     tokenizer = Tokenizer(gpt2.to_str())
@@ -177,7 +224,7 @@ def test_foreign_tokenizers() -> None:
     ids = tokenizer.encode("x    y")
     assert gpt2.token_to_id("    ") in ids and int(tokenizer.token_bytes[ids].sum()) == 6
     encode, reason = fast_encoder(tokenizer, [])
-    assert reason is not None and encode == tokenizer.encode_array
+    assert reason is None and encode != tokenizer.encode_array and encode("x    y").tolist() == ids
 
 
 @pytest.mark.parametrize(
@@ -190,6 +237,8 @@ def test_foreign_tokenizers() -> None:
         (foreign(pre_tokenizer={"type": "Whitespace"}), "not byte-level"),
         (foreign(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "set it to false"),
         (foreign(added_tokens=[]), "no end-of-document token"),
+        (foreign(model=BPE.spec["model"] | {"dropout": 0.1}), "dropout does not give the same ids"),
+        (foreign(model=BPE.spec["model"] | {"end_of_word_suffix": "x"}), "set it to null"),
         (foreign(model={"type": "Unigram", "vocab": []}), "Unigram tokenizer that is not byte-level"),
         (foreign(model={"type": "BPE", "vocab": {"a": 0}, "merges": []}), "lacks some of the 256 bytes"),
     ],
@@ -198,6 +247,32 @@ def test_refused_tokenizers(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer(text, "mine.json")
     assert str(caught.value).startswith("mine.json: ") and "\n" not in str(caught.value)
+
+
+def _mutated(data: st.DataObject, value: Any) -> Any:
+    """A JSON value in which one place, chosen by hypothesis, holds something else."""
+    if isinstance(value, dict | list) and value and data.draw(st.integers(0, 9)):
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = data.draw(st.sampled_from(keys))
+        copy = value.copy()
+        copy[key] = _mutated(data, value[key])
+        return copy
+    return data.draw(st.sampled_from([None, -1, 10**15, 0.5, True, "", "x", [], {}, [[]], {"type": "Split"}]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_tokenizer_json_is_refused_in_one_line_or_works(data: st.DataObject) -> None:
+    spec = _mutated(data, BPE.spec)
+    try:
+        tokenizer = Tokenizer(json.dumps(spec), "mine.json")
+        encode, _ = fast_encoder(tokenizer, [])
+        for text in (*HARD_STRINGS, "def x"):
+            ids, raw = encode(text), text.encode()
+            whole = int(tokenizer.token_bytes[ids].sum()) == len(raw)  # else the store refuses the document
+            assert (tokenizer.decode_bytes(ids.tolist()) == raw) == whole
+    except DataError as error:
+        assert "\n" not in str(error)
 
 
 def test_a_saved_char_tokenizer_opens_in_tokenizers() -> None:

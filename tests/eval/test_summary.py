@@ -66,3 +66,11 @@ def test_the_package_is_lazy() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
     assert all(callable(getattr(eval, name)) for name in eval.__all__)
+
+
+def test_values_of_labels_stand_after_the_sources() -> None:
+    scores = {"val/nll": 1.0, "val/language=de/nll": 2.0, "val/zoo/nll": 1.5, "val/a/nll": 0.5, "val/domain=x/nll": 3.0}
+    text = summarize(name="r", step=1, tokens=8, seconds=1, tokens_per_s=0, scores=scores)
+    rows = [line.split()[:2] for line in text.splitlines()[4:9]]
+    want = [["all", "1.0000"], ["a", "0.5000"], ["zoo", "1.5000"], ["domain=x", "3.0000"], ["language=de", "2.0000"]]
+    assert rows == want
