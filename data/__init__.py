@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig, TrainTokenizerConfig
     from .corpus import Estimate, Prepared, estimate, lookup, prepare, prepare_slice, repair
-    from .curriculum import order_of, plain_order, starts_of
-    from .engines import Engine
-    from .epochs import check_epochs, epochs_of
     from .errors import DataError
-    from .groups import held_out_labels
     from .loader import Batch, Loader, Step
-    from .order import Order
-    from .packing import PackingReport, packing_report
-    from .plan import RowPlan
-    from .texts import prepare_file
+    from .making.engines import Engine
+    from .making.texts import prepare_file
+    from .rows.curriculum import order_of, plain_order, starts_of
+    from .rows.epochs import check_epochs, epochs_of
+    from .rows.groups import held_out_labels
+    from .rows.order import Order
+    from .rows.packing import PackingReport, packing_report
+    from .rows.plan import RowPlan
     from .tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
     "config": ("DataConfig", "PackConfig", "SourceConfig", "SplitConfig", "TokenizerConfig", "TrainTokenizerConfig"),
-    "curriculum": ("order_of", "plain_order", "starts_of"),
-    "epochs": ("check_epochs", "epochs_of"),
+    "rows.curriculum": ("order_of", "plain_order", "starts_of"),
+    "rows.epochs": ("check_epochs", "epochs_of"),
     "errors": ("DataError",),
-    "groups": ("held_out_labels",),
+    "rows.groups": ("held_out_labels",),
     "loader": ("Batch", "Loader", "Step"),
-    "order": ("Order",),
-    "packing": ("PackingReport", "packing_report"),
-    "plan": ("RowPlan",),
+    "rows.order": ("Order",),
+    "rows.packing": ("PackingReport", "packing_report"),
+    "rows.plan": ("RowPlan",),
     "corpus": ("Estimate", "Prepared", "estimate", "lookup", "prepare", "prepare_slice", "repair"),
-    "engines": ("Engine",),
-    "texts": ("prepare_file",),
+    "making.engines": ("Engine",),
+    "making.texts": ("prepare_file",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,21 +19,21 @@ import numpy as np
 
 from durable import Damaged, Locked, atomic_write, file_lock
 
-from .attempt import remove_attempt
-from .build import Build, build, check_problems, tasks_of
-from .changes import changed
 from .config import DataConfig
-from .curriculum import plain_order
-from .engines import LOCAL, Engine
 from .errors import DataError
-from .fim import special_ids
-from .place import check, checked_directory
-from .plan import Plan, RowPlan, make_plan, plan_id
-from .sample import verification_sample
+from .making.attempt import remove_attempt
+from .making.build import Build, build, check_problems, tasks_of
+from .making.engines import LOCAL, Engine
+from .making.place import check, checked_directory
+from .making.verified import verify
+from .reading.changes import changed
+from .rows.curriculum import plain_order
+from .rows.fim import special_ids
+from .rows.plan import Plan, RowPlan, make_plan, plan_id
 from .sources import reads_stdin
 from .store import FORMAT, MANIFEST, Store
 from .tokenizer import Tokenizer
-from .verified import verify
+from .tokens.sample import verification_sample
 
 _BYTES_PER_TOKEN = 3.5  # of a trained tokenizer on code or English, for estimates only
 
@@ -188,7 +188,7 @@ def prepare_slice(
 
 def repair(config: DataConfig, context: int, *, progress: bool = True) -> list[str]:
     """Make damaged files of a corpus again, and name them; see `data.mend`."""
-    from .mend import mend
+    from .making.mend import mend
 
     directory = checked_directory(config, context)
     with _at_work(directory, progress):
@@ -212,7 +212,7 @@ def _at_work(directory: Path, progress: bool) -> Iterator[None]:
 
 def _planned(store: Store, config: DataConfig, context: int) -> Prepared:
     """The corpus with its rows, which are written if they are not there. Every file is verified first."""
-    from .card import try_write_card
+    from .card.sections import try_write_card
 
     verify(store)
     store.keeps_derived = True

@@ -10,8 +10,8 @@ import numpy as np
 
 from .corpus import Prepared
 from .errors import DataError
-from .order import BLOCK, Order, permute
-from .rows import Batch, RowReader
+from .rows.batch import Batch, RowReader
+from .rows.order import BLOCK, Order, permute
 
 READ_AHEAD = 8
 """The system is asked to fetch rows so many steps at a time, and at least so many before they are read."""

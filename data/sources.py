@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .codebase import code_parts, read_code
 from .config import SourceConfig
 from .documents import Document
 from .errors import DataError
-from .files import STDIN, Part, decode_file, file_parts, read_bytes, stdin_file
-from .packages import python_parts
-from .records import document, jsonl_parts, project, read_jsonl
-from .tables import BATCH_ROWS, arrow_records, check_text, parquet_parts, read_csv, read_parquet
+from .reading.codebase import code_parts, read_code
+from .reading.files import STDIN, Part, decode_file, file_parts, read_bytes, stdin_file
+from .reading.packages import python_parts
+from .reading.records import document, jsonl_parts, project, read_jsonl
+from .reading.tables import BATCH_ROWS, arrow_records, check_text, parquet_parts, read_csv, read_parquet
 
 TASK_BYTES = 16 << 20
 """Input of one task: seconds of work, and enough tasks to share out."""

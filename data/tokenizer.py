@@ -19,7 +19,7 @@ from durable import atomic_write
 from .config import DataConfig
 from .documents import clean_text
 from .errors import DataError
-from .patterns import AGREED, GPT2
+from .tokens.patterns import AGREED, GPT2
 
 if TYPE_CHECKING:
     import tokenizers

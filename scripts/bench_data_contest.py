@@ -46,8 +46,8 @@ def ours(place: Place, workers: int) -> Answer:
     """From JSON lines to verified shards on disk, as `prepare` does it: reading, hashing, statistics, starting and
     ending the processes, and the check of the encoder are all in it."""
     from data import DataConfig, SourceConfig, TokenizerConfig
-    from data.build import Build
-    from data.engines import LOCAL
+    from data.making.build import Build
+    from data.making.engines import LOCAL
 
     directory = Path(place.scratch)
     for folder in ("shards", "plans"):
@@ -184,8 +184,8 @@ def packing(files: str, directory: str, documents: int, context: int) -> Answer:
     import numpy as np
 
     from data import prepare
-    from data.plan import make_rows
-    from data.split import Documents
+    from data.rows.plan import make_rows
+    from data.rows.split import Documents
 
     prepared = prepare(corpus_config(files, directory, None), context, progress=False)
     gathered = Documents.gather(prepared.store, prepared.source_names)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
 
 def visible(text: str, limit: int = 200) -> str:
     """Text that a terminal may be given."""
-    from data.card_page import visible
+    from data.card.page import visible
 
     return visible(text, limit)
 
@@ -73,7 +73,7 @@ def prepare_command(args: Any) -> str:
 
 
 def verify(args: Any, config: RunConfig) -> None:
-    from data.place import corpus_directory
+    from data.making.place import corpus_directory
     from data.store import Store
 
     store = Store.open(corpus_directory(config.data))
@@ -90,7 +90,7 @@ def verify(args: Any, config: RunConfig) -> None:
 
 
 def inspect(args: Any, config: RunConfig) -> None:
-    from data.inspect_rows import in_color, in_html, in_plain, view_rows
+    from data.card.view import in_color, in_html, in_plain, view_rows
 
     when = args.color or "auto"
     if when not in ("auto", "always", "never"):
@@ -148,14 +148,14 @@ def number(args: Any, name: str, default: int, least: int = 0) -> int:
 
 
 def card(args: Any, config: RunConfig) -> None:
-    from data.card import write_card
+    from data.card.sections import write_card
 
     for path in write_card(opened(args, config)):
         print(path)
 
 
 def dropped(args: Any, config: RunConfig) -> None:
-    from data.clean import dropped_documents
+    from data.cleaning.choose import dropped_documents
 
     limit = number(args, "limit", 1 << 62)
     shown = 0
@@ -171,14 +171,14 @@ def dropped(args: Any, config: RunConfig) -> None:
 
 
 def report(args: Any, config: RunConfig) -> None:
-    from data.packing import packing_report
+    from data.rows.packing import packing_report
 
     for line in packing_report(opened(args, config)).lines():
         print(visible(line, 1000))
 
 
 def tokenizer(args: Any, config: RunConfig) -> None:
-    from data.fertility import lines, tokenizer_report
+    from data.tokens.fertility import lines, tokenizer_report
 
     for line in lines(tokenizer_report(opened(args, config))):
         print(visible(line, 1000))

@@ -19,17 +19,17 @@ HOMES = {  # third party -> the places that may import it; tests and benchmarks 
     "torch.utils.tensorboard": {"trainer/tracking.py"},
     "torch.distributed": {"trainer/"},
     "datasets": {"data/sources.py", "scripts/bench_data_contest.py"},
-    "pyarrow": {"data/files.py", "data/tables.py"},
-    "tokenizers": {"data/tokenizer.py", "data/vocabulary.py", "scripts/bench_data_contest.py"},
+    "pyarrow": {"data/reading/files.py", "data/reading/tables.py"},
+    "tokenizers": {"data/tokenizer.py", "data/tokens/vocabulary.py", "scripts/bench_data_contest.py"},
     "tiktoken": {"data/tokenizer.py", "scripts/bench_data_contest.py"},
-    "py3langid": {"data/language.py"},
+    "py3langid": {"data/cleaning/language.py"},
     "yaml": {"configs/"},
     "pydantic": {"configs/"},
     "matplotlib": {"eval/", "scripts/bench_picture.py"},
     "transformers": set(),
     "safetensors": {"model/", "trainer/checkpoint.py"},
     "tqdm": {"data/", "trainer/"},
-    "ray": {"data/engine_ray.py"},
+    "ray": {"data/making/engine_ray.py"},
     "liger_kernel": {"loss/liger.py", "scripts/bench_contest.py"},
 }
 
@@ -136,7 +136,7 @@ def test_packages_are_listed_for_installation():
     import tomllib
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {p.relative_to(ROOT).parts[0] for p in PRODUCT if len(p.relative_to(ROOT).parts) > 1}
+    folders = {".".join(p.relative_to(ROOT).parts[:-1]) for p in PRODUCT if p.name == "__init__.py"}
     files = {p.stem for p in PRODUCT if p.parent == ROOT}
     assert set(settings["packages"]) == folders and set(settings["py-modules"]) == files
 

@@ -130,7 +130,7 @@ def test_another_member_of_a_one_of_replaces(tmp_path: Path) -> None:
     assert tree("train.epochs=2", "train.steps=99")["train"]["epochs"] is None
     trained = tree("data.tokenizer.train.vocab_size=400")["data"]["tokenizer"]["train"]
     assert (trained["vocab_size"], trained["sample_bytes"]) == (400, 9)
-    byte = {"train": None, "file": None, "level": "byte", "tiktoken": None, "specials": []}
+    byte: dict[str, object] = {"train": None, "file": None, "level": "byte", "tiktoken": None, "specials": []}
     assert tree("data.tokenizer.level=byte")["data"]["tokenizer"] == byte
     assert tree("data.tokenizer=byte")["data"]["tokenizer"] == byte
     assert tree("loss.base=ce")["loss"] == LOSS | {"add": [{"z": {}}], "fused": "off"}

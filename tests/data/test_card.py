@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import DataConfig, Prepared, SourceConfig, SplitConfig, card, prepare
-from data.card_page import (
+from data import DataConfig, Prepared, SourceConfig, SplitConfig, prepare
+from data.card import markup
+from data.card import sections as card
+from data.card.page import (
     Bars,
     Block,
     Code,
@@ -169,7 +171,7 @@ def test_nothing_of_a_corpus_is_run_or_taken_for_markup(tmp_path: Path):
 def test_every_block_is_drawn_even_with_nothing_in_it():
     empty = [Stack(NASTY, []), Bars("none", []), Histogram("none", []), Table(("a",), []), Table((), [])]
     for parts in (empty, [Bars("zero", [(NASTY, 0.0, "0")]), Stack("zero", [("x", 0.0, "0")])]):
-        check_inert(card.to_html("nothing", [Section("none", parts)]))
+        check_inert(markup.to_html("nothing", [Section("none", parts)]))
         assert to_markdown("nothing", [Section("none", parts)]).startswith("# nothing\n")
 
 
@@ -182,8 +184,8 @@ def test_visible_text_is_one_printable_line():
 @given(st.text(max_size=40))
 def test_any_text_stays_text(text: str):
     parts: list[Block] = [Table(("a",), [(text,)]), Code(text, text), Stack(text, [(text, 1.0, text)]), Text(text)]
-    page = check_inert(card.to_html(text, [Section(text, parts)]))
-    assert page.tags == check_inert(card.to_html("x", [Section("x" if text else "", [
+    page = check_inert(markup.to_html(text, [Section(text, parts)]))
+    assert page.tags == check_inert(markup.to_html("x", [Section("x" if text else "", [
         Table(("a",), [("x",)]), Code("x", "x"), Stack("x", [("x", 1.0, "x")]), Text("x")])])).tags  # fmt: skip
     assert "".join(page.words).count(visible(text)) >= 5
     told = to_markdown(text, [Section(text, [parts[0]])])

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import Loader, Prepared, prepare
-from data.chat import encode_chat, ordinary_text
 from data.config import DataConfig, SourceConfig, SplitConfig, TokenizerConfig, TrainTokenizerConfig
 from data.documents import Document, Turn
 from data.errors import DataError
 from data.tokenizer import CHATML, END, fast_encoder
-from data.vocabulary import byte_tokenizer, train
+from data.tokens.chat import encode_chat, ordinary_text
+from data.tokens.vocabulary import byte_tokenizer, train
 
 from .helpers import write_files
 

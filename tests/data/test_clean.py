@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import build, sources
-from data.clean import dropped_documents, judge, statistic
+from data import sources
+from data.cleaning.choose import dropped_documents, judge, statistic
+from data.cleaning.measures import measure
 from data.config import Bounds, CleanConfig, DataConfig, NearConfig, SourceConfig, SplitConfig
 from data.corpus import Prepared, lookup, prepare
 from data.errors import DataError
-from data.split import Documents
-from data.statistics import measure
+from data.making import build
+from data.rows.split import Documents
 
 from .helpers import bpe, content, random_texts, text_config, text_source, write_files
 
@@ -124,9 +125,9 @@ def test_a_changed_threshold_reads_no_text_and_looking_writes_nothing(
     assert found and content(tmp_path / "out") == before
     made = make(replace(config, clean=clean))
     assert made.plan.facts == found.plan.facts and made.directory == first.directory
-    monkeypatch.setattr("data.near.texts", None)  # what was derived is read
-    monkeypatch.setattr("data.repetition.texts", None)
-    monkeypatch.setattr("data.build.list_tasks", None)
+    monkeypatch.setattr("data.cleaning.near.texts", None)  # what was derived is read
+    monkeypatch.setattr("data.cleaning.repetition.texts", None)
+    monkeypatch.setattr("data.making.build.list_tasks", None)
     stricter = replace(clean, keep={"chars": Bounds(min=60), "repeated_ngrams": Bounds(max=0.01)})
     assert len(list(dropped_documents(make(replace(config, clean=stricter))))) > len(list(dropped_documents(made)))
 
@@ -192,7 +193,7 @@ def enumerate_names(texts: list[str], start: str = "") -> list[tuple[str, str]]:
 
 
 def test_workers_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.engines.POOL_BYTES", 0)
+    monkeypatch.setattr("data.making.engines.POOL_BYTES", 0)
     monkeypatch.setattr(sources, "TASK_BYTES", 1000)
     clean = CleanConfig(near=NearConfig(), keep={"repeated_ngrams": Bounds(max=0.9)})
     config = replace(text_config(tmp_path, split=SPLIT), clean=clean)

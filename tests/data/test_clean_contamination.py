@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.clean import dropped_documents
+from data.cleaning.choose import dropped_documents
+from data.cleaning.contamination import _holds_any, _wanted, digest
 from data.config import CleanConfig, DataConfig, DecontaminateConfig, SplitConfig
-from data.contamination import _holds_any, _wanted, digest
 from data.corpus import Prepared, prepare
 from data.errors import DataError
 

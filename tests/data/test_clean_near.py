@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import build, near, shingles, sources
+from data import sources
+from data.cleaning import near, shingles
+from data.cleaning.shingles import ngrams, words
 from data.config import CleanConfig, DataConfig, NearConfig, SplitConfig
 from data.corpus import Prepared, prepare
-from data.shingles import ngrams, words
+from data.making import build
 
 from .helpers import bpe, text_config, text_source, write_files
 

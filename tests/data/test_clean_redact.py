@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import language
+from data.cleaning import language
+from data.cleaning.redact import EMAIL, IPV4, IPV6, redact
 from data.errors import DataError
-from data.redact import EMAIL, IPV4, IPV6, redact
 
 BOTH = ("email", "ip")
 

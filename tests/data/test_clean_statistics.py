@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import statistics
+from data.cleaning import measures as statistics
+from data.cleaning.measures import measure
+from data.cleaning.repetition import repetition
 from data.config import STATISTICS
-from data.repetition import repetition
-from data.statistics import measure
 
 
 def kind(character: str) -> str:

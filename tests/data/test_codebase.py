@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data.codebase import MAX_BYTES, language_of
 from data.config import SourceConfig
 from data.errors import DataError
+from data.reading.codebase import MAX_BYTES, language_of
 
 from .helpers import write_files
 from .test_formats import documents

@@ -20,16 +20,17 @@ import pytest
 
 import durable
 from configs import explain
-from data import build, sources
+from data import sources
 from data import store as store_module
-from data.changes import file_digests
 from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data.corpus import Estimate, estimate, lookup, prepare
 from data.errors import DataError
-from data.place import corpus_directory
+from data.making import build
+from data.making.place import corpus_directory
+from data.reading.changes import file_digests
 from data.store import Store, find_shard, from_file, ids_of, to_bytes
 from data.tokenizer import load_tokenizer
-from data.vocabulary import byte_tokenizer
+from data.tokens.vocabulary import byte_tokenizer
 
 from .helpers import BYTE, bpe, content, corpora, random_texts, text_config, text_source, write_files
 
@@ -82,7 +83,7 @@ def test_preparing_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     config = text_config(tmp_path, split=SPLIT, tokenizer=bpe())
     first = make(config)
     before = content(tmp_path / "out")
-    monkeypatch.setattr("data.build.list_tasks", None)  # sources are not looked at again
+    monkeypatch.setattr("data.making.build.list_tasks", None)  # sources are not looked at again
     for path in (tmp_path / "a").iterdir():
         path.unlink()
     again = make(config)
@@ -227,7 +228,7 @@ def test_changed_sources_leave_no_stale_shards(
 ) -> None:
     config = text_config(tmp_path, split=SPLIT, tokenizer=TokenizerConfig(level="char"))
     with monkeypatch.context() as patch:
-        patch.setattr("data.build._remove_other_shards", lambda *_: (_ for _ in ()).throw(Stop()))
+        patch.setattr("data.making.build._remove_other_shards", lambda *_: (_ for _ in ()).throw(Stop()))
         with pytest.raises(Stop):
             make(config)
     write_files(tmp_path / "a", {"f003.txt": "entirely other: ☃"})
@@ -249,7 +250,9 @@ def test_a_shard_without_a_sound_record_is_none(tmp_path: Path, small_tasks: Non
 
 SCRIPT = """
 import sys, pickle
-from data import build, engines, sources
+from data import sources
+from data.making import build
+from data.making import engines
 from data.corpus import prepare
 sources.TASK_BYTES, build.SHARD_BYTES = 4000, 1500
 engines.POOL_BYTES = int(sys.argv[2])
@@ -417,7 +420,7 @@ def test_a_bad_file_found_by_a_worker_is_bad_input(tmp_path: Path, monkeypatch: 
     write_files(tmp_path, {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines)[:-9]})
     source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/*.jsonl*",))
     monkeypatch.setattr(sources, "TASK_BYTES", 4000)
-    monkeypatch.setattr("data.engines.POOL_BYTES", 0)
+    monkeypatch.setattr("data.making.engines.POOL_BYTES", 0)
     with pytest.raises(DataError, match="b.jsonl.gz: cannot be read to its end") as caught:
         make(DataConfig({"j": source}, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SPLIT))
     code, (line,) = explain(caught.value) or (1, ["a bug"])

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from data import DataError, Loader, Prepared, SourceConfig, check_epochs, order_of, plain_order, prepare, starts_of
 from data.config import CurriculumConfig, DataConfig, PhaseConfig, SplitConfig
-from data.curriculum import difficulty, document_values
-from data.epochs import epochs_of
-from data.order import BUCKETS, FIRST, Curriculum
+from data.rows.curriculum import difficulty, document_values
+from data.rows.epochs import epochs_of
+from data.rows.order import BUCKETS, FIRST, Curriculum
 
 from .helpers import BYTE, random_texts
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data import engine_ray, sources
-from data.build import tasks_of
+from data import sources
 from data.config import DataConfig, SourceConfig
 from data.corpus import prepare
-from data.engines import Engine
 from data.errors import DataError
-from data.place import corpus_directory
+from data.making import engine_ray
+from data.making.build import tasks_of
+from data.making.engines import Engine
+from data.making.place import corpus_directory
 
 from .helpers import BYTE, bpe, content, random_texts, text_config, write_files
 

@@ -17,12 +17,13 @@ import pytest
 
 import durable
 from configs import explain
-from data import attempt, build, encode, engines, sources, store, verified
+from data import sources, store
 from data.config import DataConfig, SplitConfig
 from data.corpus import Prepared, prepare, prepare_slice, repair
-from data.engines import Engine, run_pool
 from data.errors import DataError
-from data.place import corpus_directory
+from data.making import attempt, build, encode, engines, verified
+from data.making.engines import Engine, run_pool
+from data.making.place import corpus_directory
 from scripts import prepare as script
 
 from .helpers import bpe, content, random_texts, text_config, write_files
@@ -329,7 +330,8 @@ def test_a_disk_that_fills_up(config: DataConfig, monkeypatch: pytest.MonkeyPatc
 
 SCRIPT = """
 import pickle, sys
-from data import build, sources
+from data import sources
+from data.making import build
 from data.corpus import prepare, prepare_slice
 sources.TASK_BYTES, build.SHARD_BYTES = 2000, 1500
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from data import prepare
 from data.config import DataConfig, SourceConfig, TokenizerConfig, TrainTokenizerConfig
-from data.fertility import lines, tokenizer_report
+from data.tokens.fertility import lines, tokenizer_report
 
 from .helpers import text_config, write_files
 

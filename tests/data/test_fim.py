@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data import DataConfig, DataError, Loader, PackConfig, Prepared, SplitConfig, load_tokenizer, prepare
 from data.config import FimConfig
-from data.fim import PSM, SPM, arrange, choose, cut, special_ids
+from data.rows.fim import PSM, SPM, arrange, choose, cut, special_ids
 
 from .helpers import random_texts, text_config, text_source, write_files
 

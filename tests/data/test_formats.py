@@ -17,9 +17,9 @@ import pytest
 import zstandard
 
 from data import estimate, prepare, sources
-from data.changes import file_digests
 from data.config import DataConfig, SourceConfig, SplitConfig
 from data.errors import DataError
+from data.reading.changes import file_digests
 from data.sources import Document, list_tasks, read
 
 from .helpers import BYTE, write_files

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import BLOCK, BUCKETS, FIRST, Curriculum, Order, permute
+from data.rows.order import BLOCK, BUCKETS, FIRST, Curriculum, Order, permute
 
 
 @settings(max_examples=60, deadline=None)

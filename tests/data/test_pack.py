@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import PackConfig, SplitConfig, packing_report, prepare
-from data.pack import Spans, cut_stream, cut_stream_around, pack, pack_bfd, split_long
-from data.packing import MODES, measure
-from data.plan import RowPlan, make_rows
+from data.rows.pack import Spans, cut_stream, cut_stream_around, pack, pack_bfd, split_long
+from data.rows.packing import MODES, measure
+from data.rows.plan import RowPlan, make_rows
 
 from .helpers import text_config
 

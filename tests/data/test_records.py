@@ -7,7 +7,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.documents import Turn
-from data.records import document
+from data.reading.records import document
 
 from .helpers import write_files
 from .test_formats import documents

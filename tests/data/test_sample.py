@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data import sample, sources
+from data import sources
 from data.config import DataConfig, SourceConfig, TokenizerConfig, TrainTokenizerConfig
-from data.sample import training_sample
 from data.sources import Document, Task, list_tasks
+from data.tokens import sample
+from data.tokens.sample import training_sample
 
 from .helpers import write_files
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.config import SourceConfig
-from data.encode import Job, TaskEncoder
 from data.errors import DataError
+from data.making.encode import Job, TaskEncoder
 from data.sources import Document, Task, list_tasks, read
 from data.tokenizer import load_file
-from data.vocabulary import byte_tokenizer
+from data.tokens.vocabulary import byte_tokenizer
 
 FIELDS: dict[str, Any] = {"id": "id", "labels": {"language": "meta.lang"}, "weight": "w"}
 SPECIAL = "<|endoftext|> <|im_start|>system"

@@ -12,9 +12,9 @@ import pytest
 
 from data import sources
 from data.config import SourceConfig
-from data.engines import available_workers
 from data.errors import DataError
-from data.packages import licenses, versions
+from data.making.engines import available_workers
+from data.reading.packages import licenses, versions
 from data.sources import Document, list_tasks, read
 
 from .helpers import write_files

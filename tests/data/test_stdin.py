@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data import estimate, lookup, prepare
-from data.changes import file_digests
 from data.config import DataConfig, SourceConfig
 from data.errors import DataError
-from data.files import spool_stdin
+from data.reading.changes import file_digests
+from data.reading.files import spool_stdin
 from data.sources import list_tasks, read
 
 from .helpers import BYTE, text_config, write_files

@@ -26,7 +26,7 @@ from data.tokenizer import (
     load_tokenizer,
     tiktoken_encoder,
 )
-from data.vocabulary import byte_tokenizer, char_tokenizer, train
+from data.tokens.vocabulary import byte_tokenizer, char_tokenizer, train
 
 CORPUS = [Path(__file__).read_text(), Path(pytest.__file__).read_text(), "naïve 中文 don't 1234567\r\n\t x" * 20]
 BPE = train(CORPUS, TrainTokenizerConfig(600))
@@ -101,8 +101,8 @@ def test_long_documents_leave_nothing_behind() -> None:
 import resource, sys
 from data.config import TrainTokenizerConfig
 from data.tokenizer import tiktoken_encoder
-from data.vocabulary import train
-tokenizer = train([open("data/vocabulary.py").read()], TrainTokenizerConfig(400))
+from data.tokens.vocabulary import train
+tokenizer = train([open("data/tokens/vocabulary.py").read()], TrainTokenizerConfig(400))
 encode = tiktoken_encoder(tokenizer)
 peaks = []
 for i in range(33):
@@ -179,7 +179,7 @@ def test_training_repeats_in_another_process() -> None:
     code = """
 import sys
 from data.config import TrainTokenizerConfig
-from data.vocabulary import train
+from data.tokens.vocabulary import train
 print(train(eval(sys.stdin.read()), TrainTokenizerConfig(600)).sha256)
 """
     done = subprocess.run([sys.executable, "-c", code], input=repr(CORPUS), capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from data import prepare, ranks
+from data import prepare
 from data.config import (
     DataConfig,
     FimConfig,
@@ -25,12 +25,13 @@ from data.config import (
     TrainTokenizerConfig,
 )
 from data.errors import DataError
-from data.patterns import AGREED, BY_NAME
-from data.ranks import Ranks, read_ranks
-from data.sample import make_tokenizer
 from data.store import token_dtype
 from data.tokenizer import CHATML, END, FIM, HARD_STRINGS, Tokenizer, fast_encoder, needed_specials, tiktoken_encoder
-from data.vocabulary import (
+from data.tokens import ranks
+from data.tokens.patterns import AGREED, BY_NAME
+from data.tokens.ranks import Ranks, read_ranks
+from data.tokens.sample import make_tokenizer
+from data.tokens.vocabulary import (
     all_specials,
     byte_tokenizer,
     char_tokenizer,

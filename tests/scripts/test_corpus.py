@@ -14,10 +14,10 @@ from data import (
     SourceConfig,
     SplitConfig,
     TokenizerConfig,
-    card,
-    inspect_rows,
     prepare,
 )
+from data.card import sections as card
+from data.card import view
 from data.config import FimConfig
 from scripts import corpus
 from tests.data.test_card import NASTY, check_inert
@@ -94,9 +94,9 @@ def inspected(argv: list[str], capsys) -> str:
 def test_rows_reassemble_to_the_documents(config: str, capsys):
     data = prepared(config)
     numbers = list(range(data.train.rows))
-    rows = inspect_rows.view_rows(data, "train", numbers, [0] * len(numbers), seed=0)
+    rows = view.view_rows(data, "train", numbers, [0] * len(numbers), seed=0)
     told = inspected([config, "--rows", str(len(rows))], capsys)
-    assert told == "\n".join(inspect_rows.in_plain(rows)) + "\n"
+    assert told == "\n".join(view.in_plain(rows)) + "\n"
     texts: dict[str, dict[int, bytes]] = {}
     for piece in (piece for row in rows for piece in row.pieces):
         first, *rest = piece.cells  # the first is only read: an E, or what ended the piece before
@@ -136,7 +136,7 @@ def test_what_is_only_read_is_told_from_what_is_learned(tmp_path: Path):
     config = DataConfig(sources={"c": source}, dir=str(tmp_path / "out"), tokenizer=TokenizerConfig(level="byte"),
                         split=SplitConfig(val=0.3))  # fmt: skip
     data = prepare(config, 256, progress=False)
-    (row, *_) = inspect_rows.view_rows(data, "train", [0], [0], 0)
+    (row, *_) = view.view_rows(data, "train", [0], [0], 0)
     for piece in row.pieces:
         learned = [cell for cell in piece.cells if cell.learned]
         said = b"".join(cell.raw for cell in learned)
@@ -151,8 +151,8 @@ def test_what_is_filled_in_is_shown_as_it_is_read(tmp_path: Path):
     config = DataConfig(sources={"c": source}, dir=str(tmp_path / "out"), tokenizer=TokenizerConfig(level="byte"),
                         split=SplitConfig(val=0.3), pack=PackConfig(fim=FimConfig(rate=1.0)))  # fmt: skip
     data = prepare(config, 128, progress=False)
-    shown = [inspect_rows.view_rows(data, "train", [0], [epoch], 0)[0] for epoch in (0, 1)]
-    assert shown[0] != shown[1] == inspect_rows.view_rows(data, "train", [0], [1], 0)[0]
+    shown = [view.view_rows(data, "train", [0], [epoch], 0)[0] for epoch in (0, 1)]
+    assert shown[0] != shown[1] == view.view_rows(data, "train", [0], [1], 0)[0]
     for piece in shown[0].pieces:
         assert "fill in the middle" in piece.about
         names = [cell.name for cell in piece.cells if cell.name]

@@ -1,0 +1,1 @@
+"""What a prepared corpus holds, for people: the data card, and rows in color."""

@@ -1,0 +1,1 @@
+"""From sources to a committed token store, by one process or many."""

@@ -1,0 +1,185 @@
+"""From one task to its shards: what a preparing process runs, here or in a worker. Never imports torch."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from durable import atomic_write
+
+from ..cleaning.language import detect
+from ..cleaning.measures import measure
+from ..cleaning.redact import redact
+from ..documents import Document, Turn
+from ..errors import DataError
+from ..sources import Task, read
+from ..store import BLANK, FORMAT, UNDECODABLE, Shard, find_shard, pack_ids, pack_labels, token_dtype, write_shard
+from ..tokenizer import Encode, Tokenizer, load_file, tiktoken_encoder
+from ..tokens.chat import encode_chat, ordinary_text
+
+
+@dataclass
+class TaskResult:
+    """What one task gave: shards, how many documents had no text to keep, and what was wrong with the first bad one."""
+
+    shards: list[Shard] = field(default_factory=list)
+    unparsable: int = 0
+    undecodable: int = 0
+    redacted: int = 0
+    example: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know."""
+
+    tokenizer_file: Path
+    tokenizer_sha256: str
+    folder: Path
+    """Where shards go."""
+    fast: bool
+    """Encode with tiktoken, which has been verified."""
+    shard_bytes: int
+    """Text of one shard, unless one document is longer."""
+    redact: tuple[str, ...] = ()
+    """Kinds of personal data to replace."""
+    detect_language: bool = False
+    """Label documents that say nothing of their language."""
+
+
+class TaskEncoder:
+    """Turns tasks into shards in one folder, with one tokenizer."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = job.folder
+        self.shard_bytes = job.shard_bytes
+        self.tokenizer: Tokenizer = load_file(job.tokenizer_file)
+        if self.tokenizer.sha256 != job.tokenizer_sha256:  # another process has begun anew
+            raise DataError(
+                f"{job.tokenizer_file} was made again, since sources have changed; run the same command again"
+            )
+        self.dtype = token_dtype(self.tokenizer.vocab_size)
+        self.encode: Encode = tiktoken_encoder(self.tokenizer) if job.fast else self.tokenizer.encode_array
+
+    def __call__(self, task: Task) -> TaskResult:
+        """Write the task's shards, except those that an earlier attempt has finished."""
+        result = TaskResult()
+        for number, block in enumerate(self._blocks(task, result)):
+            name = f"{task.label}-{number:03d}-{self._digest(task, block)}"
+            shard = find_shard(self.folder, name)
+            if shard is None:
+                shard = write_shard(self.folder, name, *self._encode_block(task, block), task.source, task.side)
+            result.shards.append(shard)
+        return result
+
+    def _blocks(self, task: Task, result: TaskResult) -> Iterator[list[tuple[Document, bytes]]]:
+        """Documents with their UTF-8 bytes, in shard-sized lists; what cannot be kept is counted in `result`."""
+        block: list[tuple[Document, bytes]] = []
+        size = 0
+        for document in read(task):
+            if document.problem and result.example is None:
+                result.example = f"{document.id}: {document.problem}"
+            if document.text is None:
+                result.unparsable += 1
+                continue
+            result.undecodable += document.problem is not None
+            document, redacted = self._cleaned(document)
+            result.redacted += redacted
+            assert document.text is not None
+            raw = document.text.encode()
+            if block and size + len(raw) > self.shard_bytes:
+                yield block
+                block, size = [], 0
+            block.append((document, raw))
+            size += len(raw)
+        if block:
+            yield block
+
+    def _cleaned(self, document: Document) -> tuple[Document, int]:
+        """The document as it is kept, with its language, and how many places were redacted."""
+        count = 0
+        if self.job.redact:
+            said = [turn.text for turn in document.turns] or [document.text or ""]
+            texts, counts = zip(*(redact(text, self.job.redact) for text in said), strict=True)
+            turns = tuple(Turn(turn.role, text) for turn, text in zip(document.turns, texts, strict=False))
+            document, count = replace(document, text="".join(texts), turns=turns), sum(counts)
+        if self.job.detect_language and "language" not in document.labels:
+            document = replace(document, labels={**document.labels, "language": detect(document.text or "")})
+        return document, count
+
+    def _digest(self, task: Task, block: list[tuple[Document, bytes]]) -> str:
+        """Names a shard by what it is made from: the tokenizer, the documents and how they are spelled."""
+        spelling = f"{FORMAT} {self.tokenizer.sha256} {task.config.template} {task.config.train_on}"
+        digest = hashlib.blake2b(spelling.encode(), digest_size=8)
+        for document, raw in block:
+            about = (document.id, document.problem, len(raw), sorted(document.labels.items()), document.weight)
+            turns = [(turn.role, len(turn.text)) for turn in document.turns]
+            digest.update(f"\n{about!r} {turns}\n".encode())
+            digest.update(raw)
+        return digest.hexdigest()
+
+    def _encode_block(
+        self, task: Task, block: list[tuple[Document, bytes]]
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+        """(tokens, which of them are targets or None for all, columns) of one shard."""
+        end, target = np.array([self.tokenizer.end_id], self.dtype), np.ones(1, bool)
+        arrays, masks, flags, hashes, nbytes = [end], [target], [], [], []
+        for document, raw in block:
+            nbytes.append(len(ordinary_text(document, task.config.template).encode()) if document.turns else len(raw))
+            ids, mask = self._encode_document(task, document, nbytes[-1])
+            arrays += [ids, end]
+            masks += [mask, mask[-1:] if document.turns else target]
+            flags.append(UNDECODABLE * (document.problem is not None) + BLANK * (not raw.strip()))
+            spoken = repr([(turn.role, turn.text) for turn in document.turns]).encode() if document.turns else raw
+            hashes.append(hashlib.blake2b(spoken, digest_size=16).digest())
+        lengths = [len(ids) + 1 for ids in arrays[1::2]]
+        documents = [document for document, _ in block]
+        columns = {
+            "offsets": np.cumsum([0, *lengths], dtype=np.int64),
+            "hash": np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2),
+            "nbytes": np.array(nbytes, np.int64),
+            "flags": np.array(flags, np.uint16),
+            **pack_ids([document.id for document in documents]),
+            **pack_labels([document.labels for document in documents]),
+            **{f"stat:{name}": values for name, values in measure([raw for _, raw in block]).items()},
+        }
+        weights = np.array([document.weight for document in documents], np.float32)
+        if (weights != 1).any():
+            columns["weight"] = weights
+        mask = np.concatenate(masks)
+        return np.concatenate(arrays), None if mask.all() else mask, columns
+
+    def _encode_document(self, task: Task, document: Document, nbytes: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, which are targets) of a text of so many bytes. Theirs must add up to these, or they are not its ids."""
+        assert document.text is not None
+        for encode in (self.encode, self.tokenizer.encode_array):
+            if document.turns:
+                how = task.config.template, task.config.train_on
+                ids, mask = encode_chat(document.turns, *how, self.tokenizer, encode)
+            else:
+                ids = encode(document.text)
+                mask = np.ones(len(ids), bool)
+            if int(self.tokenizer.token_bytes[ids].sum()) == nbytes:
+                return ids.astype(self.dtype), mask  # ids are below vocab_size, for which the type was chosen
+        raise DataError(f"{document.id}: the tokenizer loses bytes of this text; use a byte-level BPE")
+
+
+def run_task(job: Job, task: Task, record: Path) -> None:
+    """Write a task's shards and then its record, here or in a worker."""
+    result = _encoder(job)(task)
+    atomic_write(record, json.dumps(asdict(result)))
+
+
+@functools.lru_cache(maxsize=1)  # loading a tokenizer takes longer than a small task
+def _encoder(job: Job) -> TaskEncoder:
+    return TaskEncoder(job)
+
+
+def close_encoder() -> None:
+    """Forget the tokenizer of the last task."""
+    _encoder.cache_clear()

@@ -1,0 +1,1 @@
+"""Readers of each kind of source, and what their files look like."""

@@ -1,0 +1,1 @@
+"""From documents to rows and the order in which they are drawn."""
