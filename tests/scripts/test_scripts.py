@@ -120,9 +120,9 @@ def test_trackers_hold_every_row_of_a_run(bench: Bench, monkeypatch):
 
     options = ("train.steps=20", "eval.every=10", "save.every=10", "track.wandb=offline", "track.tensorboard=true",
                "eval.sample_tokens=4")  # fmt: skip
-    bench.train("tracked", *options)
-    bench.train("tracked", *options, "train.steps=30")
-    path, rows = bench.runs / "tracked", bench.rows("tracked")
+    bench.train("trackers", *options)
+    bench.train("trackers", *options, "train.steps=30")
+    path, rows = bench.runs / "trackers", bench.rows("trackers")
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
     ids = {json.loads((c / "state.json").read_text())["wandb_id"] for c in durable.list_checkpoints(path)}
     runs = sorted((path / "wandb").glob("offline-run-*"))
