@@ -22,8 +22,10 @@ from .reading.packages import python_parts
 from .reading.records import document, jsonl_parts, project, read_jsonl
 from .reading.tables import BATCH_ROWS, arrow_records, check_text, parquet_parts, read_csv, read_parquet
 
-TASK_BYTES = 16 << 20
-"""Input of one task: seconds of work, and enough tasks to share out."""
+TASK_BYTES = 4 << 20
+"""Input of one task of a small source: a fraction of a second of work, so that processes end together."""
+_MOST_TASK_BYTES, _TASKS = 256 << 20, 256
+"""Of a large source, tasks grow so that there are about so many, up to a minute of work."""
 
 Side = Literal["train", "val"]
 
@@ -50,15 +52,15 @@ def list_tasks(source: str, side: Side, config: SourceConfig, directory: Path | 
 
     What came from standard input is in the corpus `directory`; see `files.spool_stdin`.
     """
-    sized = _parts(source, config, stdin_file(directory, side, source, config))
+    sized, limit = _parts(source, config, stdin_file(directory, side, source, config))
     one_file_each = config.kind in ("python", "code", "text")
     whole = config.max_documents is not None and not one_file_each  # counted while reading, in one place
     if one_file_each:
         sized = sized[: config.max_documents]
     groups: list[list[tuple[Part, int]]] = []
-    filled = TASK_BYTES
+    filled = limit
     for part, size in sized:
-        if (filled >= TASK_BYTES or config.kind == "hf") and not (whole and groups):  # hf: parts are large already
+        if (filled >= limit or config.kind == "hf") and not (whole and groups):  # hf: parts are large already
             groups.append([])
             filled = 0
         groups[-1].append((part, size))
@@ -69,25 +71,34 @@ def list_tasks(source: str, side: Side, config: SourceConfig, directory: Path | 
     ]
 
 
-def _parts(source: str, config: SourceConfig, stdin: Path | None) -> list[tuple[Part, int]]:
+def task_bytes(total: int) -> int:
+    """Input of one task of a source of `total` bytes: a power of two, so that it seldom changes as a corpus grows."""
+    wanted = 1 << (max(total // _TASKS, 1) - 1).bit_length()
+    return max(TASK_BYTES, min(wanted, _MOST_TASK_BYTES))
+
+
+def _parts(source: str, config: SourceConfig, stdin: Path | None) -> tuple[list[tuple[Part, int]], int]:
+    """(parts with their sizes, bytes of a task)."""
     try:
         bytes(range(256)).decode(config.encoding, "replace")
     except (LookupError, ValueError):
         raise DataError(f"data source {source!r}: no encoding {config.encoding!r}; try utf-8 or latin-1") from None
     match config.kind:
         case "python":
-            return python_parts(source, config)
+            found = python_parts(source, config)
         case "code":
-            return code_parts(source, config)
+            found = code_parts(source, config)
         case "hf":
             return _hf_parts(source, config)
-    files = file_parts(source, config, stdin)
+        case _:
+            found = file_parts(source, config, stdin)
+    limit = task_bytes(sum(size for _, size in found))
     match config.kind:
         case "jsonl":
-            return jsonl_parts(config, files, TASK_BYTES)
+            return jsonl_parts(config, found, limit), limit
         case "parquet":
-            return parquet_parts(config, files, TASK_BYTES)
-    return files
+            return parquet_parts(config, found, limit), limit
+    return found, limit
 
 
 def read(task: Task) -> Iterator[Document]:
@@ -148,7 +159,7 @@ def _told(path: str) -> Iterator[None]:
         raise DataError(f"dataset {path!r} cannot be loaded: {type(error).__name__}: {reason}{way}") from None
 
 
-def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
+def _hf_parts(source: str, config: SourceConfig) -> tuple[list[tuple[Part, int]], int]:
     _load_once.cache_clear()  # a list is made of what is there now
     data = _load(config)
     where = f"data source {source!r}"
@@ -156,16 +167,16 @@ def _hf_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
     path = str(config.path)
     if not hasattr(data, "num_rows"):  # a stream: its length is not known
         shards = int(getattr(data, "num_shards", 1))  # since datasets 3.2
-        return [
-            (Part(path, f"{config.split}-{i}" if shards > 1 else config.split, i, shards), 0) for i in range(shards)
-        ]
+        names = [f"{config.split}-{i}" if shards > 1 else config.split for i in range(shards)]
+        return [(Part(path, name, i, shards), 0) for i, name in enumerate(names)], TASK_BYTES
     check_text(data.features.arrow_schema, config, where)
     size = int(data.select_columns(columns or []).data.nbytes)
-    rows = max(1, int(TASK_BYTES * data.num_rows / max(size, 1)))
+    limit = task_bytes(size)
+    rows = max(1, int(limit * data.num_rows / max(size, 1)))
     return [
         (Part(path, config.split, start, min(start + rows, data.num_rows)), size * rows // max(data.num_rows, 1))
         for start in range(0, data.num_rows, rows)
-    ]
+    ], limit
 
 
 def _read_hf(part: Part, config: SourceConfig) -> Iterator[Document]:

@@ -19,7 +19,7 @@ from durable import atomic_write
 from .config import DataConfig
 from .documents import clean_text
 from .errors import DataError
-from .tokens.patterns import AGREED, GPT2
+from .tokens.patterns import AGREED, GPT2, for_tiktoken
 
 if TYPE_CHECKING:
     import tokenizers
@@ -233,8 +233,11 @@ def fast_encoder(tokenizer: Tokenizer, samples: Sequence[str]) -> tuple[Encode, 
         texts = [*HARD_STRINGS, *(token["content"] for token in tokenizer.spec["added_tokens"]), *samples]
         if _pattern(tokenizer.spec) not in AGREED:
             texts += _every_character()
-        for text in texts:
-            if not np.array_equal(encode(text), tokenizer.encode_array(text)):
+        wanted = tokenizer.reference.encode_batch_fast(
+            [clean_text(text)[0] for text in texts], add_special_tokens=False
+        )
+        for text, encoding in zip(texts, wanted, strict=True):
+            if encode(text).tolist() != encoding.ids:
                 raise ValueError(f"tiktoken gives other ids for {text[:40]!r}")
     except (ImportError, ValueError) as error:
         return tokenizer.encode_array, str(error)
@@ -255,7 +258,8 @@ def tiktoken_encoder(tokenizer: Tokenizer) -> Encode:
     added = {token["content"] for token in tokenizer.spec["added_tokens"]}
     whole = sorted(added - tokenizer.specials.keys())  # found in a text before anything else, which tiktoken cannot
     ranks = {tokenizer.pieces[i]: i for word, i in tokenizer.spec["model"]["vocab"].items() if word not in added}
-    encoding = tiktoken.Encoding("thimble", pat_str=_pattern(tokenizer.spec), mergeable_ranks=ranks, special_tokens={})
+    pattern = for_tiktoken(_pattern(tokenizer.spec))
+    encoding = tiktoken.Encoding("thimble", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def encode(text: str) -> np.ndarray:
         text, _ = clean_text(text)

@@ -27,7 +27,7 @@ class Place:
     """Where a measurement finds its input and may write."""
 
     corpus: str
-    """Folder of FILES JSON lines files."""
+    """Folder of FILES JSON lines files, and of `files/` with a file for each document."""
     tokenizer: str
     """tokenizer.json that everyone uses."""
     scratch: str
@@ -43,7 +43,7 @@ class Place:
 
 
 def ours(place: Place, workers: int) -> Answer:
-    """From JSON lines to verified shards on disk, as `prepare` does it: reading, hashing, statistics, starting and
+    """From files, like the quickstart's, to verified shards on disk, as `prepare` does it: reading, hashing, statistics, starting and
     ending the processes, and the check of the encoder are all in it."""
     from data import DataConfig, SourceConfig, TokenizerConfig
     from data.making.build import Build
@@ -52,7 +52,7 @@ def ours(place: Place, workers: int) -> Answer:
     directory = Path(place.scratch)
     for folder in ("shards", "plans"):
         (directory / folder).mkdir()
-    source = SourceConfig(kind="jsonl", files=(f"{place.corpus}/*.jsonl",))
+    source = SourceConfig(kind="text", files=(f"{place.corpus}/files/*",))
     config = DataConfig({"corpus": source}, tokenizer=TokenizerConfig(file=place.tokenizer), workers=workers)
     build = Build(config, directory, False)
     start = time.perf_counter()

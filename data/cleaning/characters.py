@@ -1,4 +1,4 @@
-"""What kind of character each code point is: one table, built when it is first needed."""
+"""What kind of character each code point is: by Unicode's categories."""
 
 import functools
 import unicodedata
@@ -15,16 +15,32 @@ _IDEOGRAPHS = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x
 _BY_CATEGORY = {"L": LETTER, "M": LETTER, "N": DIGIT}
 
 
+_UNKNOWN = 255
+
+
 @functools.cache
-def kinds() -> np.ndarray:
-    """The kind of each code point, uint8 (0x110000,)."""
-    table = np.zeros(0x110000, np.uint8)
-    category = unicodedata.category
-    assigned = [*range(0x32400), *range(0xE0000, 0xE0200)]  # all else is for private use or for the future
-    table[assigned] = [_BY_CATEGORY.get(category(chr(code))[0], OTHER) for code in assigned]
-    table[[code for code in range(0x20, 0x3001) if chr(code).isspace()]] = SPACE
-    table[9:14] = SPACE
-    for first, last in _IDEOGRAPHS:
-        part = table[first : last + 1]
-        part[part == LETTER] = IDEOGRAPH
+def _table() -> np.ndarray:
+    table = np.full(0x110000, _UNKNOWN, np.uint8)
+    table[:128] = [_kind(code) for code in range(128)]
     return table
+
+
+def kinds(codes: np.ndarray) -> np.ndarray:
+    """The kind of each code point, uint8 of the shape of `codes`. What was looked up once is in a table from then on:
+    to fill it for all of Unicode would take longer than to measure a small corpus."""
+    table = _table()
+    found = table[codes]
+    new = np.unique(codes[found == _UNKNOWN])
+    if len(new):
+        table[new] = [_kind(code) for code in new.tolist()]
+        found = table[codes]
+    return found
+
+
+def _kind(code: int) -> int:
+    letter = chr(code)
+    if letter.isspace() and not 0x1C <= code <= 0x1F:
+        return SPACE
+    kind = _BY_CATEGORY.get(unicodedata.category(letter)[0], OTHER)
+    ideograph = kind == LETTER and any(first <= code <= last for first, last in _IDEOGRAPHS)
+    return IDEOGRAPH if ideograph else kind

@@ -98,7 +98,7 @@ class _Texts:
         for step in (1, 2, 3):
             more = raw[first + step] & np.uint8(0x3F)  # the buffer ends in padding
             code = np.where(width > step, code << 6 | more, code)
-        kind = kinds()[code]
+        kind = kinds(code)
         letter[first], digit[first], space[first] = kind >= LETTER, kind == DIGIT, kind == SPACE
         blank = space.copy()
         for step in range(4):

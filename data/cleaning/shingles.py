@@ -44,7 +44,7 @@ def words(texts: Sequence[bytes]) -> Hashes:
     """Every word of some UTF-8 texts."""
     joined = _SEPARATOR.join(text.decode(errors="replace") for text in texts).casefold()
     codes = np.frombuffer(f"{joined}{_SEPARATOR}".encode("utf-32-le", "surrogatepass"), "<u4")
-    kind = kinds()[codes]
+    kind = kinds(codes)
     at = np.flatnonzero(kind > SPACE)  # of letters and digits
     starts = np.ones(len(at), bool)
     starts[1:] = np.diff(at) > 1

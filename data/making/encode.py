@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,26 @@ class Job:
     """Label documents that say nothing of their language."""
 
 
+@dataclass(frozen=True)
+class Text:
+    """A document on its way into a shard."""
+
+    document: Document
+    raw: bytes
+    """Its text, UTF-8."""
+
+    @functools.cached_property
+    def hash(self) -> bytes:
+        """blake2b-128 of the text; of a conversation, of who said what."""
+        turns = [(turn.role, turn.text) for turn in self.document.turns]
+        return hashlib.blake2b(repr(turns).encode() if turns else self.raw, digest_size=16).digest()
+
+    @property
+    def flags(self) -> int:
+        """See `store.COLUMNS`."""
+        return UNDECODABLE * (self.document.problem is not None) + BLANK * (not self.raw.strip())
+
+
 class TaskEncoder:
     """Turns tasks into shards in one folder, with one tokenizer."""
 
@@ -77,9 +97,9 @@ class TaskEncoder:
             result.shards.append(shard)
         return result
 
-    def _blocks(self, task: Task, result: TaskResult) -> Iterator[list[tuple[Document, bytes]]]:
-        """Documents with their UTF-8 bytes, in shard-sized lists; what cannot be kept is counted in `result`."""
-        block: list[tuple[Document, bytes]] = []
+    def _blocks(self, task: Task, result: TaskResult) -> Iterator[list[Text]]:
+        """Documents in shard-sized lists; what cannot be kept is counted in `result`."""
+        block: list[Text] = []
         size = 0
         for document in read(task):
             if document.problem and result.example is None:
@@ -95,7 +115,7 @@ class TaskEncoder:
             if block and size + len(raw) > self.shard_bytes:
                 yield block
                 block, size = [], 0
-            block.append((document, raw))
+            block.append(Text(document, raw))
             size += len(raw)
         if block:
             yield block
@@ -112,61 +132,65 @@ class TaskEncoder:
             document = replace(document, labels={**document.labels, "language": detect(document.text or "")})
         return document, count
 
-    def _digest(self, task: Task, block: list[tuple[Document, bytes]]) -> str:
+    def _digest(self, task: Task, block: list[Text]) -> str:
         """Names a shard by what it is made from: the tokenizer, the documents and how they are spelled."""
         spelling = f"{FORMAT} {self.tokenizer.sha256} {task.config.template} {task.config.train_on}"
         digest = hashlib.blake2b(spelling.encode(), digest_size=8)
-        for document, raw in block:
-            about = (document.id, document.problem, len(raw), sorted(document.labels.items()), document.weight)
-            turns = [(turn.role, len(turn.text)) for turn in document.turns]
-            digest.update(f"\n{about!r} {turns}\n".encode())
-            digest.update(raw)
+        for text in block:
+            document = text.document
+            about = (document.id, document.problem, len(text.raw), sorted(document.labels.items()), document.weight)
+            digest.update(f"\n{about!r}\n".encode())
+            digest.update(text.hash)
         return digest.hexdigest()
 
     def _encode_block(
-        self, task: Task, block: list[tuple[Document, bytes]]
+        self, task: Task, block: list[Text]
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
         """(tokens, which of them are targets or None for all, columns) of one shard."""
-        end, target = np.array([self.tokenizer.end_id], self.dtype), np.ones(1, bool)
-        arrays, masks, flags, hashes, nbytes = [end], [target], [], [], []
-        for document, raw in block:
-            nbytes.append(len(ordinary_text(document, task.config.template).encode()) if document.turns else len(raw))
-            ids, mask = self._encode_document(task, document, nbytes[-1])
-            arrays += [ids, end]
-            masks += [mask, mask[-1:] if document.turns else target]
-            flags.append(UNDECODABLE * (document.problem is not None) + BLANK * (not raw.strip()))
-            spoken = repr([(turn.role, turn.text) for turn in document.turns]).encode() if document.turns else raw
-            hashes.append(hashlib.blake2b(spoken, digest_size=16).digest())
-        lengths = [len(ids) + 1 for ids in arrays[1::2]]
-        documents = [document for document, _ in block]
+        end = np.array([self.tokenizer.end_id], self.dtype)
+        encoded = [self._encode_text(task, text) for text in block]
+        documents = [text.document for text in block]
         columns = {
-            "offsets": np.cumsum([0, *lengths], dtype=np.int64),
-            "hash": np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2),
-            "nbytes": np.array(nbytes, np.int64),
-            "flags": np.array(flags, np.uint16),
+            "offsets": np.cumsum([0, *(len(ids) + 1 for ids, _, _ in encoded)], dtype=np.int64),
+            "hash": np.frombuffer(b"".join(text.hash for text in block), "<u8").reshape(-1, 2),
+            "nbytes": np.array([nbytes for _, _, nbytes in encoded], np.int64),
+            "flags": np.array([text.flags for text in block], np.uint16),
             **pack_ids([document.id for document in documents]),
             **pack_labels([document.labels for document in documents]),
-            **{f"stat:{name}": values for name, values in measure([raw for _, raw in block]).items()},
+            **{f"stat:{name}": values for name, values in measure([text.raw for text in block]).items()},
         }
         weights = np.array([document.weight for document in documents], np.float32)
         if (weights != 1).any():
             columns["weight"] = weights
-        mask = np.concatenate(masks)
-        return np.concatenate(arrays), None if mask.all() else mask, columns
+        tokens = np.concatenate([end, *(part for ids, _, _ in encoded for part in (ids, end))])
+        return tokens, _joined_mask([(len(ids), mask) for ids, mask, _ in encoded]), columns
 
-    def _encode_document(self, task: Task, document: Document, nbytes: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, which are targets) of a text of so many bytes. Theirs must add up to these, or they are not its ids."""
+    def _encode_text(self, task: Task, text: Text) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """(ids, which of them are targets or None for all, bytes of text in them) of one document.
+
+        Its bytes must be those that the ids stand for, or they are not its ids.
+        """
+        document, config = text.document, task.config
         assert document.text is not None
+        nbytes = len(ordinary_text(document, config.template).encode()) if document.turns else len(text.raw)
+        mask = None
         for encode in (self.encode, self.tokenizer.encode_array):
             if document.turns:
-                how = task.config.template, task.config.train_on
-                ids, mask = encode_chat(document.turns, *how, self.tokenizer, encode)
+                ids, mask = encode_chat(document.turns, config.template, config.train_on, self.tokenizer, encode)
             else:
                 ids = encode(document.text)
-                mask = np.ones(len(ids), bool)
             if int(self.tokenizer.token_bytes[ids].sum()) == nbytes:
-                return ids.astype(self.dtype), mask  # ids are below vocab_size, for which the type was chosen
+                return ids.astype(self.dtype), mask, nbytes  # below vocab_size, for which the type was chosen
         raise DataError(f"{document.id}: the tokenizer loses bytes of this text; use a byte-level BPE")
+
+
+def _joined_mask(masks: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray | None:
+    """One mask for a shard, from (tokens, mask) of each document. The E after a conversation is a target when the
+    token before it is one."""
+    if all(mask is None or mask.all() for _, mask in masks):
+        return None
+    parts = [np.ones(size + 1, bool) if mask is None else np.append(mask, mask[-1]) for size, mask in masks]
+    return np.concatenate([np.ones(1, bool), *parts])
 
 
 def run_task(job: Job, task: Task, record: Path) -> None:

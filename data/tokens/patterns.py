@@ -26,3 +26,13 @@ def gpt4(digits: int = 3) -> str:
 BY_NAME = {"gpt2": GPT2, "gpt4": gpt4(), "o200k": O200K}
 AGREED = frozenset((*BY_NAME.values(), gpt4(1), gpt4(2)))
 """Those that are known to cut every character alike in both libraries."""
+_SPACE = r"|\s+(?!\S)|\s+"  # how all of them end
+
+
+def for_tiktoken(pattern: str) -> str:
+    """The same pattern as tiktoken matches it fastest; one that is not known is left alone.
+
+    Since one alternative looks ahead, tiktoken tries all of them one by one in a backtracking machine. Those before it
+    as one group are left to a finite automaton, which makes encoding a sixth faster.
+    """
+    return f"(?:{pattern.removesuffix(_SPACE)}){_SPACE}" if pattern in AGREED else pattern

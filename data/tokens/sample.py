@@ -19,7 +19,7 @@ CHUNK = 1 << 16
 """Characters that are drawn together: a long document is sampled throughout, not only at its start."""
 _TASKS, _SPREAD = 16, 8
 """The tokenizer's sample comes from at least so many tasks of a source, or all, and from so many times its bytes."""
-_VERIFY_TASKS, _VERIFY_DOCUMENTS, _VERIFY_CHARACTERS = 16, 12, 20_000
+_VERIFY_TASKS, _VERIFY_DOCUMENTS, _VERIFY_CHARACTERS = 32, 12, 2_000
 
 
 def make_tokenizer(config: DataConfig, tasks: Sequence[Task], progress: bool) -> Tokenizer:
@@ -119,7 +119,7 @@ def _sample_source(
             text = _text(task, document, redacted)
             room = document_bytes
             for start in range(0, len(text), CHUNK):
-                if limit > 0 and room != 0 and _draw(task, document.id, start) < probability:
+                if limit > 0 and room != 0 and _draw(task, f"{document.id!r} {start}") < probability:
                     chunk = text[start : start + CHUNK]
                     if room is not None:
                         raw = clean_text(chunk)[0].encode()[:room]
@@ -140,7 +140,7 @@ def _choose(tasks: Sequence[Task], wanted: float) -> list[Task]:
     """
     chosen: list[Task] = []
     size = 0
-    for task in sorted(tasks, key=lambda task: _draw(task, "", -1)):
+    for task in sorted(tasks, key=lambda task: _draw(task, f"task {task.index}")):
         if len(chosen) >= _TASKS and (size >= _SPREAD * wanted or not size):
             break
         chosen.append(task)
@@ -164,6 +164,7 @@ def _text(task: Task, document: Document, redacted: Sequence[str]) -> str:
     return redact(text, redacted)[0] if redacted else text
 
 
-def _draw(task: Task, identity: str, start: int) -> float:
-    place = f"{task.label} {identity!r} {start}".encode()
-    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest()) / (1 << 64)
+def _draw(task: Task, place: str) -> float:
+    """A number in [0, 1) for a place in a source, however the source is cut into tasks."""
+    named = f"{task.side} {task.source} {place}".encode()
+    return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest()) / (1 << 64)

@@ -19,6 +19,7 @@ from .helpers import write_files
 def read_tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Labels of the tasks that were read, of which there are many from little text."""
     monkeypatch.setattr(sources, "TASK_BYTES", 1000)
+    monkeypatch.setattr(sources, "_TASKS", 1 << 40)
     monkeypatch.setattr(sample, "CHUNK", 50)
     seen: list[str] = []
     real = sample.read
@@ -47,6 +48,15 @@ def test_a_huge_corpus_is_not_read_whole(tmp_path: Path, read_tasks: list[str]) 
     assert min(places) < len(tasks) / 4 and max(places) > 3 * len(tasks) / 4
     assert list(training_sample(tasks, 5000)) == chunks
     assert len(set(chunks)) == len(chunks)
+
+
+def test_a_sample_does_not_depend_on_how_the_input_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "CHUNK", 50)
+    samples = []
+    for size in (1000, 1 << 20):
+        monkeypatch.setattr(sources, "TASK_BYTES", size)
+        samples.append(list(training_sample(tasks_of(tmp_path, 200), 5000)))
+    assert samples[0] == samples[1] and 2000 < sum(map(len, samples[0])) < 8000
 
 
 def test_a_small_corpus_is_read_whole(tmp_path: Path, read_tasks: list[str]) -> None:

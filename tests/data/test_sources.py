@@ -242,3 +242,9 @@ def test_hugging_face_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
         documents(SourceConfig(kind="hf", path="anything"))
+
+
+def test_tasks_grow_with_their_source() -> None:
+    mib = 1 << 20
+    sizes = [0, 100 * mib, 1024 * mib, 1025 * mib, 20_000 * mib, 10**6 * mib]
+    assert [sources.task_bytes(size) // mib for size in sizes] == [4, 4, 4, 8, 128, 256]
