@@ -43,7 +43,7 @@ class Place:
 
 
 def ours(place: Place, workers: int) -> Answer:
-    """From files, like the quickstart's, to verified shards on disk, as `prepare` does it: reading, hashing, statistics, starting and
+    """From files to verified shards on disk, as `prepare` does it: reading, hashing, statistics, starting and
     ending the processes, and the check of the encoder are all in it."""
     from data import DataConfig, SourceConfig, TokenizerConfig
     from data.making.build import Build
