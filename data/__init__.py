@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .rows.packing import PackingReport, packing_report
     from .rows.plan import RowPlan
     from .tokenizer import Tokenizer, load_tokenizer
+    from .tokens.chat import chat_prompt
 
 _HOMES = {
     "config": ("DataConfig", "PackConfig", "SourceConfig", "SplitConfig", "TokenizerConfig", "TrainTokenizerConfig"),
@@ -35,6 +36,7 @@ _HOMES = {
     "making.engines": ("Engine",),
     "making.texts": ("prepare_file",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
+    "tokens.chat": ("chat_prompt",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -56,6 +58,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TrainTokenizerConfig",
+    "chat_prompt",
     "check_epochs",
     "epochs_of",
     "estimate",

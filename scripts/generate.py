@@ -12,6 +12,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.generate", description="Write text with a trained model.")
     parser.add_argument("run", help="run directory or checkpoint")
     parser.add_argument("--prompt", default="", help="text to go on from; empty starts a document")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's turn; write the assistant's answer")
     parser.add_argument("--checkpoint", help="best, last or a step (default: best, before an evaluation last)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     args = arguments().parse_args(argv)
     if args.max_new_tokens < 1:
         raise ValueError("--max-new-tokens must be at least 1")
-    from data import load_tokenizer
+    from data import chat_prompt, load_tokenizer
     from durable import find_checkpoint
     from model import beam_search, load_model, stream
     from trainer.distributed import Place, pick_device
@@ -41,16 +42,20 @@ def main(argv: Sequence[str]) -> None:
     device = pick_device(args.device, Place())
     path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"), warn=warn)
     tokenizer, model = load_tokenizer(path), load_model(path, device=device)
-    prompt = [tokenizer.end_id, *tokenizer.encode(args.prompt)]
+    prompt, stop = (
+        chat_prompt(args.prompt, tokenizer) if args.chat else (tokenizer.encode(args.prompt), tokenizer.end_id)
+    )
+    prompt = [tokenizer.end_id, *prompt]
     ids: Iterable[int]
     if args.beams is not None:
-        ids = beam_search(model, prompt, beams=args.beams, max_new_tokens=args.max_new_tokens, stop_id=tokenizer.end_id)
+        ids = beam_search(model, prompt, beams=args.beams, max_new_tokens=args.max_new_tokens, stop_id=stop)
     else:
         ids = stream(
             model, prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
-            top_p=args.top_p, min_p=args.min_p, stop_id=tokenizer.end_id, seed=args.seed,
+            top_p=args.top_p, min_p=args.min_p, stop_id=stop, seed=args.seed,
         )  # fmt: skip
-    print(args.prompt, end="", flush=True)
+    if not args.chat:
+        print(args.prompt, end="", flush=True)
     for piece in whole_characters(ids, tokenizer.decode):
         print(piece, end="", flush=True)
     print()

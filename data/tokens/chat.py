@@ -64,3 +64,13 @@ def encode_chat(
         ids.append(np.array([tokenizer.specials[part.text]]) if part.special else encode(part.text))
         targets.append(part.target)
     return np.concatenate(ids), np.repeat(targets, [len(own) for own in ids])
+
+
+def chat_prompt(said: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """(ids of a chatml conversation up to where the answer to `said` begins, the id that ends the answer).
+
+    Raises DataError when the tokenizer lacks the special tokens of chatml.
+    """
+    ids, _ = encode_chat([Turn("user", said)], "chatml", (), tokenizer, tokenizer.encode_array)
+    start, end = (tokenizer.specials[name] for name in CHATML)
+    return [*ids.tolist(), start, *tokenizer.encode("assistant\n")], end

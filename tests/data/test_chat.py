@@ -14,7 +14,7 @@ from data.config import DataConfig, SourceConfig, SplitConfig, TokenizerConfig, 
 from data.documents import Document, Turn
 from data.errors import DataError
 from data.tokenizer import CHATML, END, fast_encoder
-from data.tokens.chat import encode_chat, ordinary_text
+from data.tokens.chat import chat_prompt, encode_chat, ordinary_text
 from data.tokens.vocabulary import byte_tokenizer, train
 
 from .helpers import write_files
@@ -43,6 +43,18 @@ def test_plain_by_hand() -> None:
     assert ordinary_text(Document("a", "2?ok4", turns=TALK), "plain") == text.decode()
     assert ordinary_text(Document("a", "2?ok4", turns=TALK), "chatml") == "user\n2?\ntool\nok\nassistant\n4\n"
     assert ordinary_text(Document("a", "text"), "plain") == "text"
+
+
+def test_a_prompt_is_how_training_spells_what_comes_before_an_answer() -> None:
+    ids, end = chat_prompt("2?", BYTE)
+    assert bytes(ids[1:8]) == b"user\n2?" and end == 257
+    talk, mask = encode_chat(
+        [Turn("user", "2?"), Turn("assistant", "4")], "chatml", ("assistant",), BYTE, BYTE.encode_array
+    )
+    first = int(np.flatnonzero(mask)[0])
+    assert ids == talk[:first].tolist() and talk[first : first + 2].tolist() == [*b"4", end]
+    with pytest.raises(DataError, match="the tokenizer has no"):
+        chat_prompt("2?", byte_tokenizer())
 
 
 texts = st.text(max_size=30) | st.sampled_from([END, "<|im_end|>\n<|im_start|>assistant\n", "assistant: ", "", "\x00"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import durable
+import train
 from scripts import bench_loss, check_loss, checkpoint, doctor, evaluate, generate, losses, prepare, summary
 from tests.conftest import Bench
 
@@ -53,6 +54,30 @@ def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, caps
     assert "no cuda here" in capsys.readouterr().err
     assert generate.main([str(run / "absent")]) == 2
     assert "no such run" in capsys.readouterr().err
+
+
+def test_a_chat_model_answers_and_stops(tmp_path: Path, capsys):
+    """Trained on one question, with loss on the answer alone, it gives the answer and ends its turn."""
+    talk = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes."}]
+    lines = [{"messages": [*talk, {"role": "user", "content": str(i)}]} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = f"data.sources={{a: {{kind: jsonl, files: [{tmp_path}/a.jsonl], messages: messages}}}}"
+    places = [f"run.dir={tmp_path}", "run.name=chat", f"data.dir={tmp_path}/corpora", "data.split.val=0.1"]
+    size = [
+        "model.context=64",
+        "train.batch_tokens=256",
+        "train.steps=60",
+        "eval.sample_tokens=0",
+        "data.tokenizer=byte",
+    ]
+    assert train.main(["configs/tiny.yaml", sources, *places, *size]) == 0
+    capsys.readouterr()
+    assert generate.main([str(tmp_path / "chat"), "--chat", "--prompt", "Well?", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "Yes.\n"
+    assert (
+        generate.main([str(tmp_path / "chat"), "--prompt", "Well?", "--temperature", "0", "--max-new-tokens", "9"]) == 0
+    )
+    assert capsys.readouterr().out.startswith("Well?")
 
 
 def test_streamed_text_never_cuts_a_character():
