@@ -40,14 +40,20 @@ def adapted(command: str, bench: Bench) -> str:
         given = re.search(r'ARGS="(.*?)"', command)
         environment = f"BIN={Path(sys.executable).parent} CONFIG=configs/tiny.yaml"
         return f'make -o .venv/core train {environment} ARGS="{given[1] if given else ""} {places}"'
-    if "CONFIG" not in command and re.search(r"train\.py|scripts\.prepare", command) and "--help" not in command:
+    if (
+        "CONFIG" not in command
+        and re.search(r"train\.py|scripts\.(prepare|corpus)", command)
+        and "--help" not in command
+    ):
         command = re.sub(r"(configs/\S+\.yaml)", rf"\1 {places}", command)
     if "run.name=" in command and "notes" not in command or "configs/losses" in command and "train.py" in command:
         command += " train.steps=12 eval.every=12 save.every=12"  # what is said about it is tested elsewhere
     if "scripts.bench" in command:
-        command += (
-            f" --rows 64 --vocab 300 --repeats 1 --memory-rows 64 --eps 0.1 --dtype bf16 --out {bench.runs}/bench"
-        )
+        small = {
+            "loss": "--rows 64 --vocab 300 --repeats 1 --memory-rows 64 --eps 0.1 --dtype bf16",
+            "data": "--megabytes 1 --documents 1000 --only ours",
+        }
+        command += f" {small[command.split()[3]]} --out runs/bench"
     return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
 
 
