@@ -39,7 +39,10 @@ def fsync_directory(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Replace `path` by `data`: a reader, or a crash, sees the old content or the new, never a part."""
+    """Replace `path` by `data`: a reader, or a crash, sees the old content or the new, never a part.
+
+    An OSError names `path`, also when the disk is full.
+    """
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(tmp, "wb") as file:
@@ -47,8 +50,10 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as error:
         tmp.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     fsync_directory(path.parent)
 
