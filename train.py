@@ -149,6 +149,7 @@ def go_through(
             print(f"{path} is finished at step {state.step}: nothing was trained; --restart starts anew\n")
             print(conclude(path, config, data, "done"))
         return "done"
+    parts.loader.check_validation(config.eval.max_tokens)
     ranks.barrier()  # every rank has read the checkpoint: from here on rank 0 may prune
     if ranks.rank == 0:
         record_start(config, path, state, parts)

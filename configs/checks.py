@@ -123,7 +123,7 @@ def _source(path: Path, source: SourceConfig) -> Iterator[Problem]:
             if not re.fullmatch(_LABEL, label):
                 yield Problem(place, f"{dotted(place)}: a label's name is lower-case letters, digits and _")
             elif label == "source":
-                yield Problem(place, f"{dotted(place)}: every document has the label `source`, the name of its source")
+                yield Problem(place, f"{dotted(place)}: results are by source without a label; use another name")
             elif key == "constants" and label in source.labels:
                 message = f"{dotted(place)}: {dotted((*path, 'labels'))} has this label too; name it in one of them"
                 yield Problem(place, message, ((*path, "labels", label),))

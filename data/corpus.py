@@ -27,7 +27,7 @@ from .making.engines import LOCAL, Engine
 from .making.place import check, checked_directory
 from .making.verified import verify
 from .reading.changes import changed
-from .rows.curriculum import plain_order
+from .rows.curriculum import difficulty, plain_order
 from .rows.fim import special_ids
 from .rows.plan import Plan, RowPlan, make_plan, plan_id
 from .sources import reads_stdin
@@ -69,8 +69,14 @@ class Prepared:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of everything that decides a batch's tokens, hexadecimal: token files, tokenizer and rows."""
-        content = [FORMAT, self.tokenizer_hash, [shard.sha256["bin"] for shard in self.store.shards], self.plan.digest]
+        """Of everything that decides a batch and the order of rows, hexadecimal: token and mask files, tokenizer, rows,
+        and what a curriculum goes by."""
+        shards = [shard.sha256 for shard in self.store.shards]
+        content = [FORMAT, self.tokenizer_hash, [each["bin"] for each in shards], self.plan.digest]
+        if any("mask" in each for each in shards):
+            content.append([each.get("mask") for each in shards])
+        if self.config.curriculum:
+            content.append(hashlib.sha256(difficulty(self, self.config.curriculum).tobytes()).hexdigest())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def bytes_by_source(self, side: str) -> dict[str, int]:

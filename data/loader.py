@@ -124,11 +124,25 @@ class Loader:
 
         The rows stand in one fixed order, mixed over sources; `max_tokens` (rows times context) takes the first ones.
         """
-        total = self.prepared.val.rows
-        wanted = total if max_tokens is None else min(total, max(1, max_tokens // self.prepared.context))
-        own, size = self._shared_out(permute(np.arange(wanted), total, "validation"), micro_rows)
+        own, size = self._shared_out(self._held_out(max_tokens), micro_rows)
         for at in range(0, len(own), size):
             yield from self._val.read(own[at : at + size], np.zeros(size, np.int64), size, pin=self.pin)
+
+    def check_validation(self, max_tokens: int) -> None:
+        """Raise DataError, saying what would work, if the rows of such a validation hold no target at all."""
+        targets = self.prepared.val.row_targets
+        if targets[self._held_out(max_tokens)].any():
+            return
+        if not targets.any():
+            raise DataError("data.split: the held-out text holds no target; hold out more, or by hash")
+        least = int(np.flatnonzero(targets[self._held_out(None)])[0] + 1) * self.prepared.context
+        raise DataError(f"eval.max_tokens: the first {max_tokens} held-out tokens hold no target; at least {least}")
+
+    def _held_out(self, max_tokens: int | None) -> np.ndarray:
+        """Numbers of the held-out rows in their order, or of the first ones."""
+        total = self.prepared.val.rows
+        wanted = total if max_tokens is None else min(total, max(1, max_tokens // self.prepared.context))
+        return permute(np.arange(wanted), total, "validation")
 
     def _read_ahead(self, start: int, stop: int) -> None:
         """Have the rank's rows of some steps fetched."""

@@ -252,9 +252,10 @@ def _every_character() -> list[str]:
 
 
 def tiktoken_encoder(tokenizer: Tokenizer) -> Encode:
-    """An unverified tiktoken encoder. Raises ImportError or ValueError when there can be none."""
+    """A tiktoken encoder, unverified but for its merges. Raises ImportError or ValueError when there can be none."""
     import tiktoken
 
+    _check_merges(tokenizer)
     added = {token["content"] for token in tokenizer.spec["added_tokens"]}
     whole = sorted(added - tokenizer.specials.keys())  # found in a text before anything else, which tiktoken cannot
     ranks = {tokenizer.pieces[i]: i for word, i in tokenizer.spec["model"]["vocab"].items() if word not in added}
@@ -273,6 +274,28 @@ def tiktoken_encoder(tokenizer: Tokenizer) -> Encode:
             return tokenizer.encode_array(text)
 
     return encode
+
+
+def _check_merges(tokenizer: Tokenizer) -> None:
+    """Raise ValueError unless merges by rank, as tiktoken makes them, are those of the reference, whatever the text.
+
+    tiktoken merges any two neighbors that are a token together, that with the lowest id first. Where it first does so
+    without a merge of the reference, this would leave the two apart in a text that is that token alone, too.
+    """
+    model = tokenizer.spec["model"]
+    if model.get("ignore_merges"):  # a token that is a whole pre-token needs none: nothing is known of it
+        return
+    own, vocab, added = (
+        tokenizer.reference.model,
+        model["vocab"],
+        {token["content"] for token in tokenizer.spec["added_tokens"]},
+    )
+    made = [vocab["".join(merge.split(" ") if isinstance(merge, str) else merge)] for merge in model.get("merges", ())]
+    if any(first >= second for first, second in zip(made, made[1:], strict=False)):
+        raise ValueError("its merges are not in the order of the ids that they make")
+    for word, i in vocab.items():
+        if word not in added and [token.id for token in own.tokenize(word)] != [i]:
+            raise ValueError(f"its merges do not make its token {word!r}")
 
 
 def _pattern(spec: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from configs import entry, load
 from durable import atomic_write, find_checkpoint
+from scripts.corpus import visible
 
 
 @entry
@@ -32,10 +34,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--detail", action="store_true", help="also calibration, frequency, position, worst targets")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as in scripts.corpus
     result = measure(args.run, args.checkpoint, args.device, by=args.by, data=args.data, detail=args.detail)
-    width = max(map(len, [result["checkpoint"], *result["labels"]]))
+    table = [("all", result), *((visible(name), row) for name, row in result["labels"].items())]
+    width = max(len(name) for name in (result["checkpoint"], *(name for name, _ in table)))
     print(f"{result['checkpoint']:<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
-    for name, row in {"all": result, **result["labels"]}.items():
+    for name, row in table:
         bpb = f"{row['bpb']:>7.4f}" if "bpb" in row else f"{'-':>7}"
         numbers = f"{row['nll']:>8.4f}  {row['ppl']:>9.2f}  {bpb}  {row['accuracy']:>8.4f}"
         print(f"{name:<{width}}  {numbers}  {row['tokens']:>10,}")

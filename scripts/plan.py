@@ -9,7 +9,7 @@ import torch
 from assemble import set_up_process
 from configs import RunConfig
 from course import State, describe_course, order_in_run, total_steps
-from data import Batch, Prepared, estimate, load_tokenizer, lookup
+from data import Batch, Prepared, SplitConfig, estimate, load_tokenizer, lookup
 from learner import Learner, build_learner, memory_parts, rows_per_step
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.meters import clock_text
@@ -32,11 +32,24 @@ def dry_run(config: RunConfig) -> int:
 
 
 def assumed_vocabulary(config: RunConfig) -> int:
-    """Ids of a tokenizer that is not trained yet; one of characters depends on the corpus."""
-    tokenizer = config.data.tokenizer
+    """Ids of a tokenizer that is not made yet; of one for each character, which depend on the corpus, those of bytes.
+
+    Raises DataError for a file that is missing or none.
+    """
+    from data.tokens.ranks import read_ranks
+    from data.tokens.vocabulary import all_specials
+
+    tokenizer, specials = config.data.tokenizer, set(all_specials(config.data))
+    if tokenizer.train:
+        return tokenizer.train.vocab_size
     if tokenizer.file:
-        return load_tokenizer(tokenizer.file).vocab_size
-    return tokenizer.train.vocab_size if tokenizer.train else 257
+        loaded = load_tokenizer(tokenizer.file)
+        return loaded.vocab_size + len(specials - loaded.specials.keys())
+    if tokenizer.tiktoken:
+        ranks = read_ranks(tokenizer.tiktoken)
+        missing = {*specials, "<|endoftext|>"} - ranks.specials.keys()
+        return max(*ranks.ids.values(), *ranks.specials.values()) + 1 + len(missing)
+    return 257 + len(specials)
 
 
 def facts(
@@ -89,12 +102,14 @@ def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[s
     """Training rows in all and by source: counted when prepared, else from file sizes; (0, {}) when nothing tells."""
     if data:
         return data.train.rows, data.train.rows_by_source
-    by_source = {}
+    by_source, split = {}, config.data.split
+    trained = 1.0 if split.sources else 1 - split.val
     for name, source in config.data.sources.items():
-        tokens = estimate(dataclasses.replace(config.data, sources={name: source}, mixture={})).tokens
+        alone = dataclasses.replace(config.data, sources={name: source}, mixture={}, split=SplitConfig())
+        tokens = estimate(alone).tokens
         if tokens is None:
             return 0, {}
-        by_source[name] = max(1, int(tokens * (1 - config.data.split.val)) // config.model.context)
+        by_source[name] = max(1, int(tokens * trained) // config.model.context)
     return sum(by_source.values()), by_source
 
 

@@ -1,8 +1,10 @@
 """Runs whose data changes on the way: stopped, gone on with in other batches, and made longer."""
 
+import base64
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import durable
 import train
 from configs import load
 from course import State, order_in_run, starts_in_run
-from data import Loader, Step, lookup
+from data import Loader, Step, lookup, prepare
+from data.tokens.vocabulary import byte_tokenizer
+from scripts.plan import assumed_vocabulary, expected_rows
+from trainer.rows import read_metrics
 from trainer.signals import StopRequest
 
 RECIPE = """
@@ -101,6 +106,23 @@ def test_a_run_goes_on_in_other_batches_and_longer(
     assert len(np.unique(triples, axis=0)) == 576
 
 
+def test_other_difficulties_of_the_same_texts_are_another_corpus(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would be another order, in which rows already seen come again."""
+    given = [recipe, "data.curriculum.by=hard", *(f"data.sources.{name}.labels={{hard: hard}}" for name in "ab")]
+    for name in "ab":
+        path = tmp_path / f"{name}.jsonl"
+        rows = [json.loads(line) | {"hard": i} for i, line in enumerate(path.read_text().splitlines())]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stop_after(monkeypatch, 6)
+    assert train.main(given) == 75
+    path.write_text("".join(json.dumps(row | {"hard": -row["hard"]}) + "\n" for row in rows))
+    shutil.rmtree(tmp_path / "corpora")
+    assert train.main(given) == 2
+    assert "was trained on another corpus" in capsys.readouterr().err
+
+
 def test_too_many_epochs_are_refused_at_once(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     limit = "data.max_epochs=0.1"
     assert train.main([recipe, limit, "--dry-run"]) == 0  # from sizes alone nothing is refused
@@ -129,3 +151,62 @@ def test_lengths_are_rows_of_the_run(recipe: str) -> None:
     assert longer == {"phases": [77, 188], "openings": [42, 85, 1536, 2048, 2560, 3072]}
     steps = load(recipe, ["data.phases=[{at: 10, mixture: {a: 1, b: 1}}]", "data.curriculum=null"])
     assert starts_in_run(steps, State(step=4, row=20), 16) == {"phases": [20 + 6 * 16]}
+
+
+def test_what_a_dry_run_assumes_of_a_corpus_that_is_not_prepared(recipe: str, tmp_path: Path) -> None:
+    """Held-out sources are not trained on, and `split.val` says nothing beside them."""
+    size = {name: (tmp_path / f"{name}.jsonl").stat().st_size for name in "ab"}
+    rows = {name: int(size[name] * 0.8) // 32 for name in "ab"}
+    assert expected_rows(load(recipe), None) == (sum(rows.values()), rows)
+    held_out = f"data.split.sources={{v: {{kind: jsonl, files: ['{tmp_path}/b.jsonl']}}}}"
+    rows = {name: size[name] // 32 for name in "ab"}
+    assert expected_rows(load(recipe, [held_out]), None) == (sum(rows.values()), rows)
+
+
+def test_the_vocabulary_that_a_dry_run_assumes_is_the_one_that_is_made(recipe: str, tmp_path: Path) -> None:
+    ranks = [bytes([i]) for i in range(256)] + [b"ab", b"cd"]
+    lines = (base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(ranks))
+    (tmp_path / "v.tiktoken").write_bytes(b"".join(lines))
+    own = str(tmp_path / "own.json")
+    (tmp_path / "made").mkdir()
+    byte_tokenizer(["<|fim_prefix|>"]).save(tmp_path / "made")
+    (tmp_path / "made" / "tokenizer.json").rename(own)
+    fim = "data.pack={fim: {rate: 0.5}}"
+    for tokenizer in ("byte", f"{{tiktoken: {tmp_path}/v.tiktoken}}", f"{{file: {own}}}", "{train: {vocab_size: 270}}"):
+        for more in ([], [fim]):
+            config = load(recipe, [f"data.tokenizer={tokenizer}", *more])
+            made = prepare(config.data, 32, progress=False).tokenizer
+            assert assumed_vocabulary(config) == made.vocab_size, (tokenizer, more)
+
+
+def test_a_validation_without_targets_is_refused_before_training(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most rows of these conversations are questions, of which nothing is learned."""
+    asked = [[("user", f"{i} " + "long question " * 20), ("assistant", f"ok{i}")] for i in range(30)]
+    rows = [{"m": [{"role": role, "content": text} for role, text in turns]} for turns in asked]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"{{kind: jsonl, files: ['{tmp_path}/chat.jsonl'], messages: m}}"
+    given = [recipe, f"data.sources={{c: {source}}}", "data.phases=[]", "data.curriculum=null", "train.steps=2"]
+    assert train.main([*given, "eval.max_tokens=32"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("eval.max_tokens: the first 32 held-out tokens hold no target; at least ")
+    least = told.split()[-1]
+    assert train.main([*given, f"eval.max_tokens={int(least) - 32}"]) == 2
+    assert train.main([*given, f"eval.max_tokens={least}"]) == 0
+
+
+def test_weights_scale_the_loss_and_nothing_else(recipe: str, tmp_path: Path) -> None:
+    """Every document counts twice: so does the loss, and neither the nll nor what is held out."""
+    for name in "ab":
+        rows = [json.loads(line) | {"w": 2} for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [recipe, "train.steps=4", "eval.every=4", "track.every=1", "train.micro_rows=5"]
+    weighted = [f"data.sources.{name}.weight=w" for name in "ab"]
+    assert train.main([*given, "run.name=plain"]) == 0 and train.main([*given, *weighted]) == 0
+    plain, twice = (read_metrics(tmp_path / "runs" / name) for name in ("plain", "x"))
+    assert plain[0]["train/loss"] == pytest.approx(plain[0]["train/nll"])
+    assert twice[0]["train/nll"] == plain[0]["train/nll"] and twice[0]["tokens"] == plain[0]["tokens"]
+    assert all(row["train/loss"] == pytest.approx(2 * row["train/nll"]) for row in twice)
+    assert twice[0]["train/grad_norm"] == pytest.approx(2 * plain[0]["train/grad_norm"], rel=1e-4)
+    assert twice[-1]["val/nll"] < 6

@@ -145,7 +145,8 @@ def test_evaluate_takes_other_text(trained, tmp_path, capsys):
     data = lookup(config.data, config.model.context)
     assert data is not None
     texts = [raw.decode() for raw in data.val_documents()]
-    known = [{"text": text, "lang": labels[text]["language"], "topic": "abc"[i % 3]} for i, text in enumerate(texts)]
+    topics = ("a", "b", "\x1b[31mc\n")
+    known = [{"text": text, "lang": labels[text]["language"], "topic": topics[i % 3]} for i, text in enumerate(texts)]
     file = tmp_path / "other.jsonl"
     before = sorted(Path(config.data.dir).iterdir())
     scores = {}
@@ -156,7 +157,9 @@ def test_evaluate_takes_other_text(trained, tmp_path, capsys):
     last = read_lines(run / "metrics.jsonl")[-1]
     assert scores[1]["nll"] == pytest.approx(last["val/nll"], rel=1e-6)
     assert scores[2]["tokens"] == 2 * scores[1]["tokens"] and scores[2]["bpb"] == pytest.approx(scores[1]["bpb"])
-    assert set(scores[1]["labels"]) == {"a", "b", "c"}
+    assert set(scores[1]["labels"]) == {"a", "b", "\x1b[31mc\n"}
+    told = capsys.readouterr().out
+    assert "\n\\x1b[31mc\\n " in told and "\x1b" not in told  # a terminal is told what a label is, not what to do
     assert sum(row["tokens"] for row in scores[1]["labels"].values()) == scores[1]["tokens"]
     assert sorted(Path(config.data.dir).iterdir()) == before  # nothing was left behind
     capsys.readouterr()

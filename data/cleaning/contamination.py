@@ -12,6 +12,7 @@ import numpy as np
 from ..config import DecontaminateConfig
 from ..documents import decode
 from ..errors import DataError
+from ..reading.files import is_compressed, read_bytes
 from ..store import Store
 from .derived import derived
 from .shingles import ngrams, texts, words
@@ -25,7 +26,7 @@ def digest(config: DecontaminateConfig | None) -> str | None:
     """Of what the evaluation files hold and how it is looked for, hexadecimal; None without any."""
     if config is None:
         return None
-    content = sorted(hashlib.sha256(path.read_bytes()).hexdigest() + path.suffix for path in _files(config))
+    content = sorted(hashlib.sha256(path.read_bytes()).hexdigest() + _suffix(path) for path in _files(config))
     return hashlib.sha256(json.dumps([config.ngram, content]).encode()).hexdigest()[:16]
 
 
@@ -56,6 +57,11 @@ def _files(config: DecontaminateConfig) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
+def _suffix(path: Path) -> str:
+    """The ending of a file without that of its compression."""
+    return (path.with_suffix("") if is_compressed(str(path)) else path).suffix
+
+
 def _wanted(config: DecontaminateConfig) -> dict[int, np.ndarray]:
     """{words of an n-gram: the hashes of those to look for, sorted}; 0: those that must be the whole document."""
     evaluation = words([text.encode(errors="replace") for path in _files(config) for text in _strings(path)])
@@ -65,9 +71,11 @@ def _wanted(config: DecontaminateConfig) -> dict[int, np.ndarray]:
 
 
 def _strings(path: Path) -> Iterator[str]:
-    """The texts of a file: of `.jsonl` every string in every line, else all of it."""
-    text, problem = decode(path.read_bytes())
-    if path.suffix != ".jsonl":
+    """The texts of a file, which may be compressed: of `.jsonl` every string in every line, else all of it."""
+    text, problem = decode(read_bytes(str(path)))
+    if "\0" in text:  # a table, an archive or UTF-16: nothing would ever be found
+        raise DataError(f"data.clean.decontaminate.files: {path} is no text; write it as .jsonl or as UTF-8 text")
+    if _suffix(path) != ".jsonl":
         yield text
         return
     if problem:

@@ -7,6 +7,9 @@ pattern starts only where a token starts and never gives back what it took, so t
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..documents import Document, Turn
 
 EMAIL, IPV4, IPV6 = "user@example.com", "192.0.2.1", "2001:db8::1"
 """What stands for all addresses (RFC 2606, RFC 5737, RFC 3849)."""
@@ -43,6 +46,14 @@ def redact(text: str, kinds: Sequence[str]) -> tuple[str, int]:
     return text, count
 
 
+def redact_document(document: Document, kinds: Sequence[str]) -> tuple[Document, int]:
+    """`redact` of a document's text, or of what each turn of a conversation says."""
+    said = [turn.text for turn in document.turns] or [document.text or ""]
+    texts, counts = zip(*(redact(text, kinds) for text in said), strict=True)
+    turns = tuple(Turn(turn.role, text) for turn, text in zip(document.turns, texts, strict=False))
+    return replace(document, text="".join(texts), turns=turns), sum(counts)
+
+
 def _replace(pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], text: str) -> tuple[str, int]:
     count = 0
 
@@ -57,11 +68,12 @@ def _replace(pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], text
 
 def _email(match: re.Match[str]) -> str:
     """The longest domain that ends in a name of letters is the address's; what follows it stays."""
-    labels = match[1].split(".")
+    whole = match[1].rstrip("-_")  # a dash, or the end of what Markdown emphasizes, is no part of it
+    labels = whole.split(".")
     while len(labels) > 1 and not _TOP.fullmatch(labels[-1]):
         labels.pop()
     domain = ".".join(labels)
-    called = match[2] and len(domain) == len(match[1])
+    called = match[2] and domain == whole
     if len(labels) < 2 or called or _RESERVED.fullmatch(domain):
         return match[0]
     return EMAIL + match[1][len(domain) :] + (match[2] or "")

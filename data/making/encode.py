@@ -13,9 +13,10 @@ from durable import atomic_write
 
 from ..cleaning.language import detect
 from ..cleaning.measures import measure
-from ..cleaning.redact import redact
-from ..documents import Document, Turn
+from ..cleaning.redact import redact_document
+from ..documents import Document
 from ..errors import DataError
+from ..reading.records import printable
 from ..sources import Task, read
 from ..store import BLANK, FORMAT, UNDECODABLE, Shard, find_shard, pack_ids, pack_labels, token_dtype, write_shard
 from ..tokenizer import Encode, Tokenizer, load_file, tiktoken_encoder
@@ -68,7 +69,7 @@ class Text:
     @property
     def flags(self) -> int:
         """See `store.COLUMNS`."""
-        return UNDECODABLE * (self.document.problem is not None) + BLANK * (not self.raw.strip())
+        return UNDECODABLE * (self.document.problem is not None) + BLANK * (not (self.document.text or "").strip())
 
 
 class TaskEncoder:
@@ -103,7 +104,7 @@ class TaskEncoder:
         size = 0
         for document in read(task):
             if document.problem and result.example is None:
-                result.example = f"{document.id}: {document.problem}"
+                result.example = f"{printable(document.id[:200])}: {document.problem}"
             if document.text is None:
                 result.unparsable += 1
                 continue
@@ -124,10 +125,7 @@ class TaskEncoder:
         """The document as it is kept, with its language, and how many places were redacted."""
         count = 0
         if self.job.redact:
-            said = [turn.text for turn in document.turns] or [document.text or ""]
-            texts, counts = zip(*(redact(text, self.job.redact) for text in said), strict=True)
-            turns = tuple(Turn(turn.role, text) for turn, text in zip(document.turns, texts, strict=False))
-            document, count = replace(document, text="".join(texts), turns=turns), sum(counts)
+            document, count = redact_document(document, self.job.redact)
         if self.job.detect_language and "language" not in document.labels:
             document = replace(document, labels={**document.labels, "language": detect(document.text or "")})
         return document, count
@@ -181,7 +179,7 @@ class TaskEncoder:
                 ids = encode(document.text)
             if int(self.tokenizer.token_bytes[ids].sum()) == nbytes:
                 return ids.astype(self.dtype), mask, nbytes  # below vocab_size, for which the type was chosen
-        raise DataError(f"{document.id}: the tokenizer loses bytes of this text; use a byte-level BPE")
+        raise DataError(f"{printable(document.id[:200])}: the tokenizer loses bytes of this text; use a byte-level BPE")
 
 
 def _joined_mask(masks: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray | None:

@@ -139,8 +139,12 @@ def _said(content: object, notes: list[str]) -> str | None:
 
 def shown(names: Sequence[str]) -> str:
     """Names for a line of print, whatever is in them: control characters escaped, and not too much of it."""
-    escaped = ", ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:40]) for name in names[:20])
-    return escaped + (", ..." if len(names) > 20 else "")
+    return ", ".join(printable(name[:40]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def columns_for(config: SourceConfig) -> list[str]:
@@ -156,6 +160,8 @@ def project(names: Sequence[str], config: SourceConfig, where: str) -> list[str]
         column = field if field in names else field.partition(".")[0]
         if column not in names:
             raise DataError(f"{where}: no column {field!r}; there are {shown(names)}")
+        if list(names).count(column) > 1:
+            raise DataError(f"{where}: more than one column is called {column!r}")
         found.append(column)
     return list(dict.fromkeys(found))
 

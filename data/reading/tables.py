@@ -22,29 +22,27 @@ BATCH_ROWS = 256
 def read_csv(part: Part, config: SourceConfig) -> Iterator[Document]:
     """A document for each row below the header; quoted line ends are text. Raises DataError without a header."""
     csv.field_size_limit(sys.maxsize)  # a document may be long
-    first: list[tuple[int, str | None]] = []  # place of the row that is being read, and what is wrong with its bytes
+    read: list[tuple[int, str | None]] = []  # place of each line of the row, and what is wrong with its bytes
     with opened(part.path) as file:
 
         def lines() -> Iterator[str]:
             for place, line, problem in text_lines(file, config.encoding):
-                if not first:
-                    first.append((place, problem))
-                elif problem and not first[0][1]:
-                    first[0] = (first[0][0], problem)
+                read.append((place, problem))
                 yield line
 
         rows = csv.reader(lines(), strict=True)
-        names = _header(part.path, rows, first, config)
+        names = _header(part.path, rows, read, config)
         while True:
-            first.clear()
+            read.clear()
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Document(f"{part.id}@{first[0][0]}", None, f"not CSV ({error})")
+                for place, _ in read:  # after a quote that is never closed, rows: none is lost without being counted
+                    yield Document(f"{part.id}@{place}", None, f"not CSV ({error})")
                 continue
-            place, problem = first[0]
+            place, problem = read[0][0], _first_problem(read)
             if row and len(row) != len(names):
                 wrong = f"{len(row)} fields instead of {len(names)}"
                 yield Document(f"{part.id}@{place}", None, f"not CSV ({wrong})")
@@ -53,18 +51,23 @@ def read_csv(part: Part, config: SourceConfig) -> Iterator[Document]:
 
 
 def _header(
-    path: str, rows: Iterator[list[str]], first: list[tuple[int, str | None]], config: SourceConfig
+    path: str, rows: Iterator[list[str]], read: list[tuple[int, str | None]], config: SourceConfig
 ) -> list[str]:
     try:
         names = next((row for row in rows if row), None)
     except csv.Error as error:
-        raise DataError(f"{path}: no CSV header ({first[0][1] or error})") from None
+        raise DataError(f"{path}: no CSV header ({_first_problem(read) or error})") from None
     if names is None:
         raise DataError(f"{path}: is empty; a CSV file starts with the names of its columns")
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two columns have one name: {shown(names)}")
-    project(names, config, f"{path}, {first[0][1]}" if first[0][1] else path)
+    problem = _first_problem(read)
+    project(names, config, f"{path}, {problem}" if problem else path)
     return names
+
+
+def _first_problem(read: list[tuple[int, str | None]]) -> str | None:
+    return next((problem for _, problem in read if problem), None)
 
 
 # Parquet

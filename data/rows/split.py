@@ -135,7 +135,8 @@ def _cut(ids: np.ndarray, store: Store, fraction: float) -> tuple[int, int]:
     cut = max(1, int(np.searchsorted(ends, ends[-1] * (1 - fraction))) + 1)
     near = range(cut, cut + max(1, (len(ids) - cut) // 4))
     lines = (at for at in near if at < len(ids) and pieces[ids[at - 1]].endswith(b"\n"))
-    characters = (at for at in range(cut, len(ids)) if not b"\x80" <= pieces[ids[at]][:1] < b"\xc0")  # b"": a special
+    # a special, whose piece is empty, begins a character too
+    characters = (at for at in range(cut, len(ids)) if not b"\x80" <= pieces[ids[at]][:1] < b"\xc0")
     at = next(lines, next(characters, len(ids)))
     return at, int(ends[at - 1])
 

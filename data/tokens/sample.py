@@ -5,7 +5,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 
-from ..cleaning.redact import redact
+from ..cleaning.redact import redact_document
 from ..config import TOKENIZERS, DataConfig, TrainTokenizerConfig
 from ..documents import Document, clean_text
 from ..errors import DataError
@@ -160,8 +160,9 @@ def verification_sample(tasks: Sequence[Task]) -> list[str]:
 
 def _text(task: Task, document: Document, redacted: Sequence[str]) -> str:
     """What the store will hold of a document's text."""
-    text = ordinary_text(document, task.config.template)
-    return redact(text, redacted)[0] if redacted else text
+    if redacted:
+        document, _ = redact_document(document, redacted)
+    return ordinary_text(document, task.config.template)
 
 
 def _draw(task: Task, place: str) -> float:

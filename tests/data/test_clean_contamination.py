@@ -1,5 +1,6 @@
 """Leaving out documents that share an n-gram with evaluation texts."""
 
+import gzip
 import json
 import random
 from dataclasses import replace
@@ -91,6 +92,22 @@ def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "\n" not in str(caught.value)
     monkeypatch.chdir(tmp_path)
     make(with_files(config, "e/ok.txt"))  # relative to the working directory
+
+
+def test_compressed_evaluation_files_are_read_and_others_refused(tmp_path: Path) -> None:
+    config = text_config(
+        tmp_path,
+        {"a.txt": QUESTION, "b.txt": "word " * 9, "c.txt": "other " * 9},
+        split=SplitConfig(by="tail", val=0.3),
+    )
+    raw = json.dumps({"q": QUESTION}).encode()
+    write_files(tmp_path / "e", {"a.jsonl.gz": gzip.compress(raw), "b.txt.gz": gzip.compress(QUESTION.encode())})
+    for name in ("a.jsonl.gz", "b.txt.gz"):
+        assert reasons(make(with_files(config, tmp_path / "e" / name))) == {"a.txt": "contaminated"}
+    write_files(tmp_path / "e", {"a.gz.txt": gzip.compress(raw), "16.txt": QUESTION.encode("utf-16")})
+    for name in ("a.gz.txt", "16.txt"):
+        with pytest.raises(DataError, match=f"{name} is no text"):
+            make(with_files(config, tmp_path / "e" / name))
 
 
 @settings(max_examples=100, deadline=None)

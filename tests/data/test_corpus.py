@@ -23,7 +23,7 @@ from configs import explain
 from data import sources
 from data import store as store_module
 from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data.corpus import Estimate, estimate, lookup, prepare
+from data.corpus import Estimate, estimate, lookup, prepare, prepare_slice
 from data.errors import DataError
 from data.making import build
 from data.making.place import corpus_directory
@@ -575,6 +575,23 @@ def test_too_many_unreadable_documents(tmp_path: Path) -> None:
     refused(config, "2 of 10 documents are unreadable, the first: l.jsonl@.*: not JSON")
     prepared = make(replace(config, max_bad_fraction=0.5, split=SplitConfig(val=0.5)))
     assert any("2 unparsable" in line for line in prepared.summary())
+    named = {"j": replace(jsonl["j"], id="id")}
+    write_files(tmp_path, {"l.jsonl": '{"id": "a\\n\\u001b[31m", "text": 1}\n' + lines})
+    refused(replace(config, sources=named), r"the first: a\\n\\x1b\[31m: no text in field 'text'")
+
+
+def test_white_space_of_any_kind_is_no_text(tmp_path: Path) -> None:
+    texts = {f"{i}.txt": space for i, space in enumerate(("", " \n\t", "\u3000\u00a0\u2028", "\u2003" * 9))}
+    prepared = make(text_config(tmp_path, random_texts(18) | texts, split=SPLIT))
+    assert prepared.plan.facts["dropped"] == {"a": {"empty": 4}}
+
+
+def test_a_char_tokenizer_has_every_character_that_redaction_makes(tmp_path: Path) -> None:
+    said = [{"role": "version", "content": f"8.8.8.8 {'abc'[i % 3] * i}"} for i in range(30)]
+    write_files(tmp_path, {"c.jsonl": "\n".join(json.dumps({"m": [one]}) for one in said)})
+    source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/c.jsonl",), messages="m", train_on=("version",))
+    config = text_config(tmp_path, {}, sources={"c": source}, redact=("ip",), tokenizer=TokenizerConfig(level="char"))
+    assert make(replace(config, split=SplitConfig(val=0.5))).store.manifest["redacted"] == 30
 
 
 def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
@@ -619,3 +636,35 @@ def test_versions_are_recorded(tmp_path: Path) -> None:
     prepared = make(DataConfig({"py": source}, dir=str(tmp_path), tokenizer=BYTE, split=split))
     assert set(prepared.store.manifest["packages"]) == {"stdlib", "tqdm"}
     assert prepared.store.manifest["python"] == prepared.store.manifest["packages"]["stdlib"]
+
+
+def test_conversations_are_equal_when_the_same_was_said_by_the_same(tmp_path: Path) -> None:
+    turns = (
+        [("user", "ab"), ("assistant", "c")],
+        [("user", "a"), ("assistant", "bc")],
+        [("system", "ab"), ("user", "c")],
+    )
+    said = [[{"role": role, "content": text} for role, text in each] for each in (*turns, turns[0])]
+    write_files(tmp_path, {"c.jsonl": "\n".join(json.dumps({"m": each}) for each in said)})
+    source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/c.jsonl",), messages="m", train_on=("user", "assistant"))
+    prepared = make(text_config(tmp_path, {}, sources={"c": source}, split=SplitConfig(val=0.5)))
+    assert prepared.plan.facts["dropped"] == {"c": {"duplicate": 1}}
+
+
+def test_a_file_edited_between_attempts_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TASK_BYTES", 100)
+    config = text_config(tmp_path, random_texts(20), split=SPLIT)
+    assert isinstance(prepare_slice(config, 32, 0, 2, progress=False), list)
+    path = tmp_path / "a" / "f000.txt"
+    before, about = path.read_bytes(), path.stat()
+    path.write_bytes(b"X" * len(before))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    store = make(config).store
+    stored = b"".join(store.tokens(shard).astype(np.uint8).tobytes() for shard in range(len(store.shards)))
+    assert b"X" * len(before) in stored and before not in stored
+
+
+def test_a_char_tokenizer_reads_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TASK_BYTES", 100)
+    config = text_config(tmp_path, random_texts(20) | {"z.txt": "\u03c9"}, tokenizer=TokenizerConfig(level="char"))
+    assert make(replace(config, split=SPLIT)).tokenizer.encode("\u03c9")

@@ -114,6 +114,20 @@ def test_difficulty_is_the_mean_over_a_rows_targets(prepared: Prepared) -> None:
     assert tokens.sum() == sum(shard.tokens for shard in store.shards) and (tokens >= chars).all()
 
 
+def test_only_what_is_learned_makes_a_row_hard(tmp_path: Path) -> None:
+    """Two conversations of equal length, of which one is nearly all question."""
+    documents = [
+        {"m": [{"role": "user", "content": "q" * asked}, {"role": "assistant", "content": "a" * said}], "level": level}
+        for asked, said, level in ((30, 2, 1), (2, 30, 5))
+    ]
+    sources = {"c": jsonl(tmp_path / "c.jsonl", documents, messages="m", labels={"level": "level"})}
+    held_out = {"v": jsonl(tmp_path / "v.jsonl", [{"text": "held out"}])}
+    config = DataConfig(sources, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SplitConfig(sources=held_out))
+    made = prepare(config, 256, progress=False)
+    want = (1 * (2 + 1) + 5 * (30 + 1)) / (2 + 1 + 30 + 1)  # each answer and what ends it
+    assert difficulty(made, CurriculumConfig("level")).tolist() == [pytest.approx(want)]
+
+
 @pytest.mark.parametrize(
     "by, message",
     [

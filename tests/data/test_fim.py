@@ -1,5 +1,6 @@
 """Fill in the middle: by hand, undone, and what it leaves alone."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import DataConfig, DataError, Loader, PackConfig, Prepared, SplitConfig, load_tokenizer, prepare
+from data import (
+    DataConfig,
+    DataError,
+    Loader,
+    PackConfig,
+    Prepared,
+    SourceConfig,
+    SplitConfig,
+    load_tokenizer,
+    prepare,
+)
 from data.config import FimConfig
 from data.rows.fim import PSM, SPM, arrange, choose, cut, special_ids
 
@@ -163,3 +174,23 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer\.specials"):
         special_ids(plain.tokenizer)
     assert special_ids(prepare(file, 40, progress=False).tokenizer)  # loaded tokenizers get them
+
+
+def test_conversations_are_left_alone(tmp_path: Path) -> None:
+    """What is between their targets must not become one, so they stay as they are beside texts that are rearranged."""
+    turns = [{"role": role, "content": f"{role} says"} for role in ("user", "assistant")]
+    rows = [{"m": [{**turns[0], "content": f"question {i}"}, turns[1]]} for i in range(40)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat = SourceConfig(kind="jsonl", files=(str(tmp_path / "chat.jsonl"),), messages="m")
+    texts = write_files(tmp_path / "t", random_texts(40))
+    pack = PackConfig(fim=FimConfig(rate=1.0))
+    sources = {"t": text_source(texts), "c": chat}
+    made = prepare(text_config(tmp_path, sources=sources, split=SplitConfig(val=0.2), pack=pack), 64, progress=False)
+    plan, loader = made.train, Loader(made, batch_rows=made.train.rows, micro_rows=1 << 20, seed=1)
+    of_chat = np.repeat(plan.source, np.diff(plan.row_ptr)) == 1
+    assert (plan.fim[~of_chat] > 0).all() and not plan.fim[of_chat].any()
+    (batch,) = loader.step(0).micro
+    learned = batch.targets[(batch.source == 1)[:, None] & (batch.targets != X)].tolist()
+    answers = made.tokenizer.encode(turns[1]["content"])
+    assert learned.count(answers[0]) == int(of_chat.sum()) * answers.count(answers[0])
+    assert int((batch.targets != X).sum()) == plan.targets

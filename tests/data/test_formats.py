@@ -273,6 +273,24 @@ def test_damaged_compressed_files(tmp_path: Path, kind: Any, ending: str) -> Non
         assert documents(source(kind, tmp_path / f"c{ending}"))[0].text == (raw + raw).decode()
 
 
+def test_rows_behind_a_quote_that_is_never_closed_are_counted(tmp_path: Path) -> None:
+    rows = [f"row {i},{i}\n" for i in range(100)]
+    for raw, good in (('x,1\n"y,2\n' + "".join(rows), 1), ('x,1\n"y,2\nz,3\n"z",4\n' + "".join(rows), 101)):
+        write_files(tmp_path, {"a.csv": "text,id\n" + raw})
+        seen = documents(SourceConfig(kind="csv", files=(f"{tmp_path}/a.csv",)))
+        assert sum(d.text is not None for d in seen) == good and len(seen) == raw.count("\n")
+        assert len({d.id for d in seen}) == len(seen)
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([text]) for text in "abcd"], names=["text", "x", "x", "y"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = SourceConfig(kind="parquet", files=(f"{tmp_path}/a.parquet",))
+    assert [d.text for d in documents(config)] == ["a"]
+    with pytest.raises(DataError, match="more than one column is called 'x'"):
+        documents(replace(config, text="x"))
+
+
 def test_csv_rows(tmp_path: Path) -> None:
     text = 'id,text\n\n1,"a ""b"" c\r\n,d"\r\n2,ab"c"d\n3\n4,x,y\n5,"q"z\n6,last\r\n7,"never closed\n'
     write_files(tmp_path, {"a.csv": text, "b.csv": b"\xef\xbb\xbftext,w\nbad \xff,1e3\nok,-1\nfine,0\nok,\n"})

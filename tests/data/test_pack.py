@@ -202,6 +202,10 @@ def test_held_out_rows_are_always_packed_alike(tmp_path: Path) -> None:
         for name in ("shard", "start", "length", "row_ptr", "valid"):
             assert np.array_equal(getattr(made.val, name), getattr(plans[0].val, name))
     assert len({made.fingerprint for made in plans}) == len(MODES)
+    own, spans = plans[0].val, plans[0].plan.val_spans
+    best = pack(spans, "bfd", 64)
+    assert np.array_equal(own.start, best.pieces.start) and np.array_equal(np.diff(own.row_ptr), np.bincount(best.row))
+    assert not np.array_equal(own.start, pack(spans, "concat", 64).pieces.start)
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """Which documents are used, and on which side."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, PackConfig, SplitConfig
+from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig
 from data.corpus import Prepared, prepare
 from data.errors import DataError
 
@@ -114,6 +115,20 @@ def test_tails(tmp_path_factory: pytest.TempPathFactory, texts: list[str], fract
     assert sum(prepared.bytes_by_source("val").values()) == sum(map(len, tails))
     assert sum(prepared.bytes_by_source("train").values()) == len(joined)
     assert prepared.train.targets + prepared.val.targets == sum(s.tokens + s.documents for s in prepared.store.shards)
+
+
+def test_tails_of_conversations(tmp_path: Path) -> None:
+    """A special token has no bytes, and a cut may stand before one."""
+    said = [{"role": role, "content": f"{role} {i}"} for i in range(4) for role in ("user", "assistant")]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"m": said[: 2 * n]}) + "\n" for n in range(1, 5)))
+    source = SourceConfig(kind="jsonl", files=(str(tmp_path / "chat.jsonl"),), messages="m")
+    for fraction in (0.1, 0.3, 0.5, 0.55, 0.9):
+        split = SplitConfig(val=fraction, by="tail")
+        prepared = make(text_config(tmp_path, sources={"c": source}, split=split))
+        pairs = prepared.train.length.sum() + prepared.val.length.sum()
+        assert pairs == sum(shard.tokens + shard.documents for shard in prepared.store.shards)
+        have = [sum(prepared.bytes_by_source(side).values()) for side in ("train", "val")]
+        assert sum(have) == sum(shard.bytes for shard in prepared.store.shards) and have[1] <= fraction * sum(have)
 
 
 def test_a_tail_starts_with_a_line(tmp_path: Path) -> None:

@@ -227,6 +227,20 @@ def test_foreign_tokenizers() -> None:
     assert reason is None and encode != tokenizer.encode_array and encode("x    y").tolist() == ids
 
 
+def test_merges_that_tiktoken_cannot_follow_are_found_without_an_example() -> None:
+    model = BPE.spec["model"]
+    *others, last = model["merges"]
+    vocab = model["vocab"] | {"".join(last): model["vocab"]["".join(others[-1])], "".join(others[-1]): 598}
+    for changes, why in (
+        ({"merges": others}, "its merges do not make its token"),
+        ({"merges": [last, *others]}, "its merges are not in the order"),
+        ({"vocab": vocab}, "its merges are not in the order"),
+    ):
+        tokenizer = Tokenizer(foreign(model=model | changes))
+        encode, reason = fast_encoder(tokenizer, ["a text without them"])
+        assert encode == tokenizer.encode_array and reason is not None and reason.startswith(why)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
