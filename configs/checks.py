@@ -149,11 +149,14 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             message = f"{dotted((*path, 'at'))}: {phase.at!r} is not after the phase before, at {before!r}"
             reads: tuple[Path, ...] = (("data", "phases", number - 1, "at"), ("train",))
             yield Problem((*path, "at"), message, reads)
-    for name in config.data.clean.keep:
+    for name, bounds in config.data.clean.keep.items():
         if name not in STATISTICS:
             known = hint(name, list(STATISTICS)) or f"; there are {', '.join(STATISTICS)}"
             path = ("data", "clean", "keep", name)
             yield Problem(path, f"{dotted(path)}: no statistic has this name{known}")
+        elif bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+            path = ("data", "clean", "keep", name)
+            yield Problem(path, f"{dotted(path)}: min {bounds.min:g} is above max {bounds.max:g}, which keeps nothing")
     yield from _fim(config)
     yield from _tokenizer(config.data.tokenizer)
 

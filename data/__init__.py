@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig, TrainTokenizerConfig
-    from .corpus import Estimate, Prepared, estimate, lookup, prepare, prepare_slice, repair
+    from .corpus import Estimate, estimate, lookup, prepare, prepare_slice, repair
     from .errors import DataError
     from .loader import Batch, Loader, Step
     from .making.engines import Engine
     from .making.texts import prepare_file
+    from .prepared import Prepared
     from .rows.curriculum import order_of, plain_order, starts_of
     from .rows.epochs import check_epochs, epochs_of
     from .rows.groups import held_out_labels
@@ -31,8 +32,9 @@ _HOMES = {
     "loader": ("Batch", "Loader", "Step"),
     "rows.order": ("Order",),
     "rows.packing": ("PackingReport", "packing_report"),
+    "prepared": ("Prepared",),
     "rows.plan": ("RowPlan",),
-    "corpus": ("Estimate", "Prepared", "estimate", "lookup", "prepare", "prepare_slice", "repair"),
+    "corpus": ("Estimate", "estimate", "lookup", "prepare", "prepare_slice", "repair"),
     "making.engines": ("Engine",),
     "making.texts": ("prepare_file",),
     "tokenizer": ("Tokenizer", "load_tokenizer"),

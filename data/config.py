@@ -154,7 +154,8 @@ class DecontaminateConfig:
     """Documents that share a word n-gram with an evaluation file are left out (Brown et al., 2020, appendix C)."""
 
     files: Annotated[tuple[str, ...], MinLen(1)]
-    """Paths or globs; every text in them counts: `.jsonl` by its strings, all else as plain text."""
+    """Paths or globs; every text in them counts: `.jsonl` by its strings, all else as plain text; both may be
+    compressed (.gz, .zst)."""
     ngram: Annotated[int, Ge(1)] = 13
     """Words; a shorter evaluation text counts whole, and one of fewer than 4 words only where a document is nothing
     else."""
@@ -254,6 +255,6 @@ class DataConfig:
     max_epochs: Annotated[float, Gt(0)] | None = None
     """Refuse a run that would go through a source more often than this."""
     max_bad_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
-    """Refuse a corpus in which more documents than this are unreadable."""
+    """Refuse a corpus with a source of whose documents more than this share are unreadable."""
     workers: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
     """Processes that encode; auto: one for each core, fewer for a small corpus. The result does not depend on it."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .corpus import Prepared
 from .errors import DataError
+from .prepared import Prepared
 from .rows.batch import Batch, RowReader
 from .rows.order import BLOCK, Order, permute
 

@@ -2,8 +2,9 @@
 
     <dir>/<hash12>/manifest.json     written last: without it there is no corpus
                    tokenizer.json
+                   unreadable.jsonl    [source, id, problem] of each document that had no text to keep
                    inputs.json         what the input files looked like, to notice a change; no part of the corpus
-                   attempt.json, tasks/ while the corpus is being made: see data.attempt
+                   attempt.json, tasks/ while the corpus is being made: see data.making.attempt
                    shards/<name>.bin   little-endian u16 or u32: E t1 .. tn E t1 .. tm E
                    shards/<name>.mask  u8 for each token: 1 = a target; missing when all are
                    shards/<name>.npz   one array for each column, see COLUMNS; unknown ones are ignored
@@ -22,7 +23,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,22 +37,7 @@ from .tokenizer import FILE, Tokenizer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-COLUMNS = {
-    "offsets": "i8 (documents + 1): position of the E before each document, then of the last E",
-    "hash": "u8 (documents, 2): blake2b-128 of the text",
-    "nbytes": "i8 (documents): UTF-8 bytes of the text; of a conversation, with its roles",
-    "flags": "u2 (documents): see UNDECODABLE and BLANK",
-    "id": "u1: the documents' ids, UTF-8, one after another",
-    "id_offsets": "i8 (documents + 1): where each id starts",
-    "stat:*": "f4 (documents): a statistic of the text, see data.statistics",
-    "label:*": "i4 (documents): index of the document's value of a label, -1: it has none",
-    "values:*": "u1: the values of a label, a JSON list",
-    "weight": "f4 (documents): weight in the loss; missing when all are 1",
-}
-UNDECODABLE = 1
-"""Flag: the input was not Unicode; U+FFFD stands where it was not."""
-BLANK = 2
-"""Flag: nothing but white space."""
+UNREADABLE = "unreadable.jsonl"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -163,7 +149,7 @@ class Store:
         self.shards = [Shard(**record) for record in manifest["shards"]]
         self.end_id: int = manifest["end_id"]
         self.keeps_derived = False
-        """Whether `data.derived` may write here: only a process that prepares the corpus, under its lock."""
+        """Whether `data.cleaning.derived` may write here: only a process that prepares the corpus, under its lock."""
         self._maps: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -319,31 +305,3 @@ class Store:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         return Tokenizer((self.directory / FILE).read_bytes().decode(), str(self.directory / FILE))
-
-
-def ids_of(columns: Mapping[str, np.ndarray]) -> list[str]:
-    """The documents' ids of one shard's columns."""
-    blob, offsets = columns["id"].tobytes(), columns["id_offsets"].tolist()
-    return [blob[start:stop].decode() for start, stop in zip(offsets, offsets[1:], strict=False)]
-
-
-def pack_labels(labels: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """The columns `label:<name>` and `values:<name>` of documents with these labels; values in sorted order."""
-    columns: dict[str, np.ndarray] = {}
-    for name in sorted({name for each in labels for name in each}):
-        values = sorted({each[name] for each in labels if name in each})
-        number = {value: i for i, value in enumerate(values)}
-        columns[f"label:{name}"] = np.array(
-            [number.get(each.get(name, ""), -1) if name in each else -1 for each in labels], np.int32
-        )
-        columns[f"values:{name}"] = np.frombuffer(json.dumps(values).encode(), np.uint8)
-    return columns
-
-
-def pack_ids(ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns `id` and `id_offsets`."""
-    encoded = [identity.encode(errors="backslashreplace") for identity in ids]
-    return {
-        "id": np.frombuffer(b"".join(encoded), np.uint8),
-        "id_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
-    }

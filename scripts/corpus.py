@@ -158,16 +158,18 @@ def dropped(args: Any, config: RunConfig) -> None:
     from data.cleaning.choose import dropped_documents
 
     limit = number(args, "limit", 1 << 62)
-    shown = 0
+    shown, reasons = 0, dict[str, None]()
     for identity, source, reason in dropped_documents(opened(args, config)):
-        if args.reason in (None, reason):
+        reasons[reason.partition(":")[0]] = None
+        if reason.startswith(args.reason or ""):
             if shown == limit:
                 print(f"more than {limit}", file=sys.stderr)
                 return
             shown += 1
             print(f"{visible(reason)}\t{visible(source)}\t{visible(identity, 1000)}")
     if not shown:
-        print("no document was left out" + (f" for {visible(args.reason)!r}" if args.reason else ""), file=sys.stderr)
+        why = f" for {visible(args.reason)!r}; reasons are {', '.join(reasons) or 'none'}" if args.reason else ""
+        print(f"no document was left out{why}", file=sys.stderr)
 
 
 def report(args: Any, config: RunConfig) -> None:

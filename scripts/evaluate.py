@@ -30,13 +30,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--by", action="append", default=[], metavar="LABEL", help="scores by the values of a label "
                         "instead of by source; may be given again")  # fmt: skip
     parser.add_argument("--data", metavar="FILE.jsonl", help="measure on this text, with fields as in the run's config")
+    parser.add_argument("--like", metavar="SOURCE", help="source of the config whose fields --data has (default: the "
+                        "first with fields)")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or mps (default: the run's)")
     parser.add_argument("--detail", action="store_true", help="also calibration, frequency, position, worst targets")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers there")
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as in scripts.corpus
-    result = measure(args.run, args.checkpoint, args.device, by=args.by, data=args.data, detail=args.detail)
+    result = measure(
+        args.run, args.checkpoint, args.device, by=args.by, data=args.data, like=args.like, detail=args.detail
+    )
     table = [("all", result), *((visible(name), row) for name, row in result["labels"].items())]
     width = max(len(name) for name in (result["checkpoint"], *(name for name, _ in table)))
     print(f"{result['checkpoint']:<{width}}  {'nll':>8}  {'ppl':>9}  {'bpb':>7}  {'accuracy':>8}  {'tokens':>10}")
@@ -52,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(
     run: Path, which: str, device_name: str | None, *, by: Sequence[str] = (), data: str | None = None,
-    detail: bool = False,
+    like: str | None = None, detail: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """`{"nll", "ppl", "bpb", "accuracy", "tokens", "labels": {name: the same}}` of a checkpoint, and which it was.
 
@@ -79,7 +83,7 @@ def measure(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thimble-")))
             shutil.copy(checkpoint / "tokenizer.json", folder)
-            corpus = prepare_file(data, config.data, by, folder, config.model.context)
+            corpus = prepare_file(data, config.data, by, folder, config.model.context, like)
             config = replace(config, data=corpus.config)
         parts = build(config, corpus, Ranks(place, device), device, state)
         parts.load(checkpoint, state)

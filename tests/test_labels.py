@@ -164,6 +164,8 @@ def test_evaluate_takes_other_text(trained, tmp_path, capsys):
     assert sorted(Path(config.data.dir).iterdir()) == before  # nothing was left behind
     capsys.readouterr()
     assert evaluate.main([str(run), "--data", str(tmp_path / "none.jsonl")]) == 2
+    assert evaluate.main([str(run), "--data", str(file), "--like", "absent"]) == 2
+    assert "no source 'absent' with fields; there are " in capsys.readouterr().err
     assert evaluate.main([str(run), "--data", str(file), "--by", "absent"]) == 2
     assert "absent" in capsys.readouterr().err
     file.write_text('{"body": " "}\n')

@@ -17,7 +17,7 @@ from ..tokens.fertility import tokenizer_report
 from .page import Bars, Block, Code, Histogram, Table, Text, size_text
 
 if TYPE_CHECKING:
-    from ..corpus import Prepared
+    from ..prepared import Prepared
 
 EXCERPT = 600
 """Characters of a sample."""
@@ -65,11 +65,11 @@ def _quantiles(name: str, values: np.ndarray) -> tuple[str, ...]:
 
 def left_out(prepared: "Prepared") -> list[Block]:
     dropped: dict[str, dict[str, int]] = prepared.plan.facts["dropped"]
-    problems = prepared.store.manifest["problems"]
+    problems = prepared.store.manifest["problems"].values()
     total: Counter[str] = Counter()
     for reasons in dropped.values():
         total.update(reasons)
-    unparsable, redacted = problems["unparsable"], prepared.store.manifest["redacted"]
+    unparsable, redacted = sum(counts["unparsable"] for counts in problems), prepared.store.manifest["redacted"]
     blocks: list[Block] = []
     if total:
         bars = [(reason, count, f"{count:,}") for reason, count in total.most_common()]

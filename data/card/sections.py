@@ -25,7 +25,7 @@ from .markup import to_html
 from .page import Bars, Block, Code, Section, Stack, Table, Tiles, share, short, size_text, to_markdown
 
 if TYPE_CHECKING:
-    from ..corpus import Prepared
+    from ..prepared import Prepared
 
 FILES = ("card.md", "card.html")
 _TOP = 10  # values of a label

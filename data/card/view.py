@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..corpus import Prepared
+from ..prepared import Prepared
 from ..rows.batch import IGNORE, RowReader
 from ..rows.fim import PSM, SPM
 from ..rows.plan import RowPlan
@@ -202,16 +202,17 @@ _STYLE = """
 .r{border:1px solid var(--c5);color:var(--c5);border-radius:.2rem;padding:0 .2rem}
 .w{text-decoration:underline 2px #c0504d}
 .legend span{padding:.1rem .5rem;margin-right:.5rem;font-size:.85rem}
+.legend .l0{padding-right:0;margin-right:0}.legend .l1{padding-left:0}
 @media(prefers-color-scheme:dark){.l0{background:#21435c;color:#e4e8ee}.l1{background:#4b4320;color:#e4e8ee}}
 """
 
 
 def in_html(title: str, rows: Iterable[Row]) -> str:
     """One page."""
-    parts = [f"<h1>{esc(title)}</h1>", '<p class="legend"><span class="l0">target</span>'
+    parts = [f"<h1>{esc(title)}</h1>", '<p class="legend"><span class="l0">tar</span><span class="l1">gets</span>'
              '<span class="i1">only read</span><span class="s">special target</span>'
              '<span class="r">special only read</span>'
-             '<span class="l1 w">weight not 1</span></p>']  # fmt: skip
+             '<span class="w">weight not 1</span></p>']  # fmt: skip
     for row in rows:
         parts.append(f'<section class="row"><h2>{esc(row.about)}</h2>')
         for piece in row.pieces:

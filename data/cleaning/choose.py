@@ -11,22 +11,24 @@ before a split by hash or tail, so that neither side has them, but none of held-
 evaluation itself.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..columns import BLANK, UNDECODABLE, ids_of
 from ..config import STATISTICS, Bounds, CleanConfig
 from ..errors import DataError
 from ..rows.split import Documents
-from ..store import BLANK, UNDECODABLE, Store, ids_of
+from ..store import UNREADABLE, Store
 from .contamination import contaminated
 from .near import clusters
 from .repetition import repeated_ngrams
 
 if TYPE_CHECKING:
-    from ..corpus import Prepared
+    from ..prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ def choose_documents(
 
 
 def dropped_documents(prepared: "Prepared") -> Iterator[tuple[str, str, str]]:
-    """(id, source, reason) of every stored document that is not used, in the order of the store."""
+    """(id, source, reason) of every document that is not used: those without any text first, which are not stored, then
+    in the order of the store."""
     store = prepared.store
+    for line in (store.directory / UNREADABLE).read_text(encoding="utf-8").splitlines():
+        source, identity, problem = json.loads(line)
+        yield identity, source, f"unparsable: {problem}"
     documents = Documents.gather(store, prepared.source_names)
     verdict = judge(documents, store, prepared.config.clean)
     seen = 0

@@ -4,8 +4,7 @@ import json
 import logging
 import platform
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..reading.changes import INPUTS, file_digests
 from ..reading.files import spool_stdin
 from ..reading.packages import versions
 from ..sources import Side, Task, list_tasks
-from ..store import FORMAT, MANIFEST, Shard, Store, token_dtype
+from ..store import FORMAT, MANIFEST, UNREADABLE, Shard, Store, token_dtype
 from ..tokenizer import FILE, Tokenizer, fast_encoder, load_file
 from ..tokens.sample import make_tokenizer, verification_sample
 from .attempt import ATTEMPT, TASKS, Inputs, given, read_result, remove_attempt
@@ -101,13 +100,19 @@ class Build:
                 raise RuntimeError(f"{record}: missing after its task was done; the same command goes on")
             results.append(result)
         shards = [shard for result in results for shard in result.shards]
-        problems = Counter[str]()
-        for result in results:
-            problems.update(undecodable=result.undecodable, unparsable=result.unparsable)
-        example = next((result.example for result in results if result.example), None)
-        check_problems(self.config, problems, shards, None, example)
+        names = list(dict.fromkeys((*self.config.sources, *self.config.split.sources)))
+        problems = {name: {"undecodable": 0, "unparsable": 0} for name in names}
+        unreadable, examples = [], dict[str, str]()
+        for task, result in zip(self.tasks, results, strict=True):
+            problems[task.source]["undecodable"] += result.undecodable
+            problems[task.source]["unparsable"] += len(result.unparsable)
+            unreadable += [json.dumps([task.source, *found]) + "\n" for found in result.unparsable]
+            if result.example:
+                examples.setdefault(task.source, result.example)
+        check_problems(self.config, problems, shards, None, examples)
         if not any(shard.tokens for shard in shards):
             raise DataError(f"data.sources: no text in {', '.join(self.config.sources)}")
+        atomic_write(self.directory / UNREADABLE, "".join(unreadable))
         manifest = self._manifest(shards, problems, sum(result.redacted for result in results))
         _remove_other_shards(self.job.folder, {shard.name for shard in shards})
         atomic_write(self.directory / INPUTS, json.dumps(self.digests, indent=1))
@@ -115,7 +120,7 @@ class Build:
         remove_attempt(self.directory)
         return Store(self.directory, manifest)
 
-    def _manifest(self, shards: Sequence[Shard], problems: Counter[str], redacted: int) -> dict[str, Any]:
+    def _manifest(self, shards: Sequence[Shard], problems: dict[str, dict[str, int]], redacted: int) -> dict[str, Any]:
         config = self.config
         return {
             "format": FORMAT,
@@ -123,7 +128,7 @@ class Build:
             "tokenizer_sha256": self.tokenizer.sha256,
             "vocab_size": self.tokenizer.vocab_size,
             "end_id": self.tokenizer.end_id,
-            "problems": dict(problems),
+            "problems": problems,
             "redacted": redacted,
             "python": platform.python_version(),
             "packages": {
@@ -188,17 +193,24 @@ def _committed(folder: Path) -> list[Path]:
 
 
 def check_problems(
-    config: DataConfig, problems: Counter[str], shards: Sequence[Any], prepared: Path | None, example: str | None = None
+    config: DataConfig,
+    problems: Mapping[str, Mapping[str, int]],
+    shards: Sequence[Shard],
+    prepared: Path | None,
+    examples: Mapping[str, str],
 ) -> None:
-    """Refuse a corpus with too many unreadable documents. Those that are kept as they are do not count."""
-    bad = problems.total() - (problems["undecodable"] if config.clean.undecodable == "keep" else 0)
-    seen = sum(shard.documents for shard in shards) + problems["unparsable"]
-    if bad > config.max_bad_fraction * seen:
-        first = f", the first: {example}" if example else ""
-        ways = [f"mend them and delete {prepared}" if prepared else "mend or exclude them"]
-        if bad < seen:
-            ways.append(f"set data.max_bad_fraction above {bad / seen:.2g} to leave them out")
-        raise DataError(f"data.sources: {bad} of {seen} documents are unreadable{first}; {', or '.join(ways)}")
+    """Refuse a corpus with a source that has too many unreadable documents. Those that are kept as they are do not
+    count."""
+    for name, counts in problems.items():
+        bad = counts["unparsable"] + (counts["undecodable"] if config.clean.undecodable == "drop" else 0)
+        seen = sum(shard.documents for shard in shards if shard.source == name) + counts["unparsable"]
+        if bad > config.max_bad_fraction * seen:
+            first = f", the first: {examples[name]}" if name in examples else ""
+            ways = [f"mend them and delete {prepared}" if prepared else "mend or exclude them"]
+            if bad < seen:
+                ways.append(f"set data.max_bad_fraction above {bad / seen:.2g} to leave them out")
+            where = f"data.sources: {bad} of {seen} documents of {name!r} are unreadable"
+            raise DataError(f"{where}{first}; {', or '.join(ways)}")
 
 
 def _remove_other_shards(folder: Path, keep: set[str]) -> None:

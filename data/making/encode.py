@@ -14,21 +14,23 @@ from durable import atomic_write
 from ..cleaning.language import detect
 from ..cleaning.measures import measure
 from ..cleaning.redact import redact_document
+from ..columns import BLANK, UNDECODABLE, pack_ids, pack_labels
 from ..documents import Document
 from ..errors import DataError
 from ..reading.records import printable
 from ..sources import Task, read
-from ..store import BLANK, FORMAT, UNDECODABLE, Shard, find_shard, pack_ids, pack_labels, token_dtype, write_shard
+from ..store import FORMAT, Shard, find_shard, token_dtype, write_shard
 from ..tokenizer import Encode, Tokenizer, load_file, tiktoken_encoder
 from ..tokens.chat import encode_chat, ordinary_text
 
 
 @dataclass
 class TaskResult:
-    """What one task gave: shards, how many documents had no text to keep, and what was wrong with the first bad one."""
+    """What one task gave: shards, (id, problem) of each document without any text to keep, how many texts were broken,
+    and the first problem of all."""
 
     shards: list[Shard] = field(default_factory=list)
-    unparsable: int = 0
+    unparsable: list[tuple[str, str]] = field(default_factory=list)
     undecodable: int = 0
     redacted: int = 0
     example: str | None = None
@@ -106,7 +108,7 @@ class TaskEncoder:
             if document.problem and result.example is None:
                 result.example = f"{printable(document.id[:200])}: {document.problem}"
             if document.text is None:
-                result.unparsable += 1
+                result.unparsable.append((document.id, document.problem or "no text"))
                 continue
             result.undecodable += document.problem is not None
             document, redacted = self._cleaned(document)

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..cleaning.choose import choose_documents
 from ..config import CleanConfig, DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
-from ..corpus import Prepared
 from ..errors import DataError
+from ..prepared import Prepared
 from ..rows.plan import VAL_MODE, Plan, from_store, make_rows
 from ..rows.split import Documents
 from .build import build
@@ -20,14 +20,19 @@ NAME = "data"
 _RECORDS = ("jsonl", "csv", "parquet", "hf")
 
 
-def prepare_file(file: str, config: DataConfig, labels: Sequence[str], directory: Path, context: int) -> Prepared:
+def prepare_file(
+    file: str, config: DataConfig, labels: Sequence[str], directory: Path, context: int, like: str | None = None
+) -> Prepared:
     """The documents of a JSON lines file as rows, prepared in the empty `directory` with the tokenizer in its
     `tokenizer.json`. Every readable one counts, duplicates too; both sides of the result are all of them.
 
-    Fields are named as in the first source of `config` that has fields; a label that it does not name is the field of
-    that name.
+    Fields are named as in the source `like` of `config` or, without, the first that has fields; a label that it does
+    not name is the field of that name.
     """
-    fields = next((source for source in config.sources.values() if source.kind in _RECORDS), SourceConfig("jsonl"))
+    records = {name: source for name, source in config.sources.items() if source.kind in _RECORDS}
+    if like is not None and like not in records:
+        raise DataError(f"no source {like!r} with fields; there are {', '.join(records) or 'none'}")
+    fields = records[like] if like else next(iter(records.values()), SourceConfig("jsonl"))
     source = SourceConfig(
         kind="jsonl", files=(file,), text=fields.text, messages=fields.messages, template=fields.template,
         train_on=fields.train_on, labels=fields.labels | {name: name for name in labels if name not in fields.labels},

@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import os
+import select
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -229,9 +230,10 @@ def _spool(directory: Path, side: str, source: str, config: SourceConfig) -> Pat
 
 
 def spool_stdin(config: DataConfig, directory: Path) -> None:
-    """Copy standard input to a file of the corpus, once, when a source reads it; a killed copy leaves no file.
+    """Copy standard input to a file of the corpus when a source reads it; a killed copy leaves no file.
 
-    Raises DataError when more than one source reads it, or when nothing comes.
+    What was copied for an attempt that did not end is replaced by what comes now, and kept when nothing comes. Raises
+    DataError when more than one source reads standard input, or when nothing ever came.
     """
     sides = (("train", config.sources), ("val", config.split.sources))
     readers = [(side, name, source) for side, sources in sides for name, source in sources.items()]
@@ -241,19 +243,35 @@ def spool_stdin(config: DataConfig, directory: Path) -> None:
         raise DataError(f"data sources {names}: only one can read standard input")
     for side, name, source in readers:
         path = _spool(directory, side, name, source)
-        if path.is_file():
+        first = stdin_waits() if path.is_file() else _read_stdin(name)
+        if not first:
             continue
-        if sys.stdin is None or sys.stdin.isatty():
-            raise DataError(f"data source {name!r} reads standard input: {_PIPE}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         with open(temporary, "wb") as copy:
+            copy.write(first)
             while chunk := sys.stdin.buffer.read(1 << 20):
                 copy.write(chunk)
             copy.flush()
             os.fsync(copy.fileno())
-        if not temporary.stat().st_size:
-            temporary.unlink()
-            raise DataError(f"data source {name!r}: standard input is empty; {_PIPE}")
         temporary.replace(path)
         fsync_directory(path.parent)
+
+
+def _read_stdin(name: str) -> bytes:
+    """The first of what is piped in, however long it takes."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DataError(f"data source {name!r} reads standard input: {_PIPE}")
+    first = sys.stdin.buffer.read(1)
+    if not first:
+        raise DataError(f"data source {name!r}: standard input is empty; {_PIPE}")
+    return first
+
+
+def stdin_waits() -> bytes:
+    """The first byte of standard input when something is piped in and there already, else nothing."""
+    try:
+        waits = not sys.stdin.isatty() and select.select([sys.stdin.buffer], [], [], 0)[0]
+    except (AttributeError, OSError, ValueError):  # no standard input, or none that can be asked
+        return b""
+    return sys.stdin.buffer.read(1) if waits else b""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ def _text(record: Mapping[Any, Any], field: str, notes: list[str]) -> str:
 
 def _no_text(field: str, record: object) -> str:
     """Why a record has no text, with the fields that hold some."""
+    if not isinstance(record, Mapping):
+        return "not a JSON object: one stands in each line, {...}"
     items = record.items() if isinstance(record, Mapping) else ()
     fields = [str(name) for name, value in items if isinstance(value, (str, bytes)) and value]
     return f"no text in field {field!r}" + (f" (`text:` may be {shown(fields[:5])})" if fields else "")
@@ -159,7 +162,9 @@ def project(names: Sequence[str], config: SourceConfig, where: str) -> list[str]
     for field in columns_for(config):
         column = field if field in names else field.partition(".")[0]
         if column not in names:
-            raise DataError(f"{where}: no column {field!r}; there are {shown(names)}")
+            one = len(names) == 1 and re.search(r"[;\t|]", names[0])
+            hint = " (columns are parted by commas here)" if one else ""
+            raise DataError(f"{where}: no column {field!r}; there are {shown(names)}{hint}")
         if list(names).count(column) > 1:
             raise DataError(f"{where}: more than one column is called {column!r}")
         found.append(column)

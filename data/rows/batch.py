@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..corpus import Prepared
+from ..prepared import Prepared
 from . import fim
 from .plan import RowPlan
 

@@ -12,7 +12,7 @@ from ..store import Store
 from .order import BUCKETS, FIRST, Curriculum, Order, row_shares
 
 if TYPE_CHECKING:
-    from ..corpus import Prepared
+    from ..prepared import Prepared
 
 Starts = dict[str, list[int]]
 """The rows of the order at which `phases` start and `openings` of the curriculum happen, ascending; only those that

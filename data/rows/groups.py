@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..corpus import Prepared
 from ..errors import DataError
+from ..prepared import Prepared
 
 FEW = 20
 """A label with more values among the held-out documents is reported only when it is asked for by name."""

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 
 from ..config import PackConfig
-from ..corpus import Prepared
+from ..prepared import Prepared
 from .pack import Spans, pack
 from .plan import choose_sides
 from .split import Documents
@@ -45,11 +45,11 @@ class PackingReport:
 
     def lines(self) -> list[str]:
         """A table for people."""
-        titles = ("mode", "rows", "padding", "targets lost", "cut needlessly", "documents a row", "begun elsewhere")
+        titles = ("mode", "rows", "padding", "tokens lost", "cut needlessly", "documents a row", "begun elsewhere")
         table = [titles, *(self._cells(packing) for packing in self.modes)]
         widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
         lines = [
-            f"{self.documents:,} training documents with {self.targets:,} targets, in rows of {self.context:,} "
+            f"{self.documents:,} training documents of {self.targets:,} tokens, in rows of {self.context:,} "
             f"(pack.mode is {self.chosen}):"
         ]
         for first, *rest in table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..corpus import Prepared
+from ..prepared import Prepared
 
 _DOCUMENTS, _TOKENS = 200, 2000
 """What is read of each language: so many documents, of each at most so many tokens."""

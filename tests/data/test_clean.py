@@ -16,9 +16,10 @@ from data import sources
 from data.cleaning.choose import dropped_documents, judge, statistic
 from data.cleaning.measures import measure
 from data.config import Bounds, CleanConfig, DataConfig, NearConfig, SourceConfig, SplitConfig
-from data.corpus import Prepared, lookup, prepare
+from data.corpus import lookup, prepare
 from data.errors import DataError
 from data.making import build
+from data.prepared import Prepared
 from data.rows.split import Documents
 
 from .helpers import bpe, content, random_texts, text_config, text_source, write_files
@@ -75,7 +76,7 @@ def test_one_reason_each_in_their_order(tmp_path: Path) -> None:
 def test_undecodable_texts_that_are_kept_are_not_bad(tmp_path: Path) -> None:
     texts: dict[str, str | bytes] = {**random_texts(5), "b.txt": b"caf\xe9", "c.txt": b"th\xe9"}
     config = text_config(tmp_path, texts, split=SplitConfig(by="tail"))
-    with pytest.raises(DataError, match="2 of 7 documents are unreadable"):
+    with pytest.raises(DataError, match="2 of 7 documents of 'a' are unreadable"):
         make(config)
     prepared = make(replace(config, clean=CleanConfig(undecodable="keep")))
     assert not prepared.plan.facts["dropped"] and prepared.plan.facts["documents"]["train"] == {"a": 7}

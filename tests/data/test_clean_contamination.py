@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from data.cleaning.choose import dropped_documents
 from data.cleaning.contamination import _holds_any, _wanted, digest
 from data.config import CleanConfig, DataConfig, DecontaminateConfig, SplitConfig
-from data.corpus import Prepared, prepare
+from data.corpus import prepare
 from data.errors import DataError
+from data.prepared import Prepared
 
 from .helpers import text_config, text_source, write_files
 

@@ -14,8 +14,9 @@ from data import sources
 from data.cleaning import near, shingles
 from data.cleaning.shingles import ngrams, words
 from data.config import CleanConfig, DataConfig, NearConfig, SplitConfig
-from data.corpus import Prepared, prepare
+from data.corpus import prepare
 from data.making import build
+from data.prepared import Prepared
 
 from .helpers import bpe, text_config, text_source, write_files
 

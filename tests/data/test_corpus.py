@@ -21,14 +21,15 @@ import pytest
 import durable
 from configs import explain
 from data import sources
-from data import store as store_module
-from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data.cleaning.choose import dropped_documents
+from data.columns import COLUMNS, ids_of
+from data.config import Bounds, CleanConfig, DataConfig, PackConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data.corpus import Estimate, estimate, lookup, prepare, prepare_slice
 from data.errors import DataError
 from data.making import build
 from data.making.place import corpus_directory
 from data.reading.changes import file_digests
-from data.store import Store, find_shard, from_file, ids_of, to_bytes
+from data.store import Store, find_shard, from_file, to_bytes
 from data.tokenizer import load_tokenizer
 from data.tokens.vocabulary import byte_tokenizer
 
@@ -58,7 +59,7 @@ def test_a_store_holds_the_texts(tmp_path: Path, small_tasks: None) -> None:
     for number, record in enumerate(store.shards):
         columns = from_file(store.folder / f"{record.name}.npz")
         tokens, offsets = store.tokens(number), columns["offsets"]
-        assert all(any(fnmatchcase(name, known) for known in store_module.COLUMNS) for name in columns)
+        assert all(any(fnmatchcase(name, known) for known in COLUMNS) for name in columns)
         assert {"offsets", "hash", "nbytes", "flags", "id", "id_offsets", "stat:chars"} <= set(columns)
         assert (tokens[offsets] == tokenizer.end_id).all() and (tokens == tokenizer.end_id).sum() == len(offsets)
         assert tokens.dtype == np.dtype("<u2") and len(tokens) == offsets[-1] + 1 == record.tokens + len(offsets)
@@ -564,7 +565,7 @@ def test_a_corpus_without_text(tmp_path: Path) -> None:
 def test_too_many_unreadable_documents(tmp_path: Path) -> None:
     texts: dict[str, str | bytes] = {**random_texts(18)}
     config = text_config(tmp_path, texts | {"x1.txt": b"\xff", "x2.txt": b"\xfe"}, split=SPLIT)
-    refused(config, r"2 of 20 documents are unreadable, the first: x1.txt: not UTF-8 at byte 0; .* above 0.1 ")
+    refused(config, r"2 of 20 documents of 'a' are unreadable, the first: x1.txt: not UTF-8 at byte 0; .* above 0.1 ")
     prepared = make(replace(config, max_bad_fraction=0.1))
     assert prepared.plan.facts["dropped"] == {"a": {"undecodable": 2}}
     refused(config, f"mend them and delete {prepared.directory}")
@@ -572,12 +573,31 @@ def test_too_many_unreadable_documents(tmp_path: Path) -> None:
     write_files(tmp_path, {"l.jsonl": lines})
     jsonl = {"j": SourceConfig(kind="jsonl", files=(str(tmp_path / "l.jsonl"),))}
     config = replace(config, sources=jsonl)
-    refused(config, "2 of 10 documents are unreadable, the first: l.jsonl@.*: not JSON")
+    refused(config, "2 of 10 documents of 'j' are unreadable, the first: l.jsonl@.*: not JSON")
     prepared = make(replace(config, max_bad_fraction=0.5, split=SplitConfig(val=0.5)))
     assert any("2 unparsable" in line for line in prepared.summary())
+    told = [(identity.partition("@")[0], source, reason) for identity, source, reason in dropped_documents(prepared)]
+    assert told == [("l.jsonl", "j", "unparsable: not JSON"), ("l.jsonl", "j", "unparsable: no text in field 'text'")]
     named = {"j": replace(jsonl["j"], id="id")}
     write_files(tmp_path, {"l.jsonl": '{"id": "a\\n\\u001b[31m", "text": 1}\n' + lines})
     refused(replace(config, sources=named), r"the first: a\\n\\x1b\[31m: no text in field 'text'")
+
+
+def test_a_source_that_is_lost_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"text": f"good {i} " * 9, "lang": "en"}) for i in range(400)]
+    write_files(tmp_path, {"l.jsonl": "\n".join(lines), "s.jsonl": '{"txt": "a"}', "t.jsonl": '{"text": "short"}'})
+    sources = {name: SourceConfig(kind="jsonl", files=(f"{tmp_path}/{name}.jsonl",)) for name in "lst"}
+    config = text_config(tmp_path, {}, sources=sources, split=SPLIT)
+    refused(config, "1 of 1 documents of 's' are unreadable")  # though it is one of hundreds
+    sources = {"l": replace(sources["l"], labels={"language": "lang", "site": "stie"}), "t": sources["t"]}
+    config = replace(config, sources=sources, clean=CleanConfig(keep={"chars": Bounds(min=6)}))
+    prepared = prepare(config, 32)
+    assert prepared.doubts() == [
+        "nothing of source 't' is trained on: 1 chars < 6",
+        "no document of source 'l' has the label 'site': look at its field 'stie'",
+    ]
+    told = capsys.readouterr().err
+    assert all(f"warning: {line}\n" in told for line in prepared.doubts())
 
 
 def test_white_space_of_any_kind_is_no_text(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ import durable
 from configs import explain
 from data import sources, store
 from data.config import DataConfig, SplitConfig
-from data.corpus import Prepared, prepare, prepare_slice, repair
+from data.corpus import prepare, prepare_slice, repair
 from data.errors import DataError
 from data.making import attempt, build, encode, engines, verified
 from data.making.engines import Engine, run_pool
 from data.making.place import corpus_directory
+from data.prepared import Prepared
 from scripts import prepare as script
 
 from .helpers import bpe, content, random_texts, text_config, write_files

@@ -163,7 +163,7 @@ def _encoded(path: Path, folder: Path, file: Path, tokenizer: Any, documents: li
         results = [TaskEncoder(job)(task) for task in tasks_of(path)]
     except DataError:
         return True
-    assert sum(result.unparsable for result in results) == len(documents) - len(kept)
+    assert sum(len(result.unparsable) for result in results) == len(documents) - len(kept)
     texts = []
     for result in results:
         for shard in result.shards:

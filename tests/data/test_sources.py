@@ -144,7 +144,8 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
     problems = [d.problem for d in found]
     field = "no text in field 'body'"
     other = f"{field} (`text:` may be other)"
-    assert problems[:7] == [None, "a lone surrogate", None, field, other, field, "not JSON"]
+    array = "not a JSON object: one stands in each line, {...}"
+    assert problems[:7] == [None, "a lone surrogate", None, field, other, array, "not JSON"]
     assert problems[8] == "not JSON" and "not UTF-8" in str(problems[7])
     assert found[0].id == f"{name}@0" and found[1].id == f"{name}@{len(LINES[0]) + 2}"
     limited = SourceConfig(kind="jsonl", files=(f"{tmp_path}/{name}",), text="body", max_documents=3)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig, PackConfig, SourceConfig, SplitConfig
-from data.corpus import Prepared, prepare
+from data.corpus import prepare
 from data.errors import DataError
+from data.prepared import Prepared
 
 from .helpers import bpe, random_texts, text_config, text_source, write_files
 

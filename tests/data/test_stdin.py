@@ -1,6 +1,7 @@
 """Sources that read standard input."""
 
 import io
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import durable
 from data import estimate, lookup, prepare
 from data.config import DataConfig, SourceConfig
 from data.errors import DataError
@@ -17,6 +19,7 @@ from data.sources import list_tasks, read
 
 from .helpers import BYTE, text_config, write_files
 
+ROOT = Path(durable.__file__).parent
 PIPED = SourceConfig(kind="jsonl", files=("-",))
 LINES = b"".join(b'{"text": "document %d"}\n' % i for i in range(60))
 
@@ -45,6 +48,27 @@ def test_standard_input_is_kept_in_the_corpus(tmp_path: Path, monkeypatch: pytes
     pipe(monkeypatch, b"other")
     assert prepare(config, 32, progress=False).fingerprint == prepared.fingerprint  # nothing is read again
     assert file_digests(config) == {}
+
+
+def test_a_second_pipe(tmp_path: Path) -> None:
+    """One replaces what came for an attempt that failed; when the corpus is complete it is said to be ignored."""
+    (tmp_path / "c.yaml").write_text(
+        "run: {name: x}\ntrain: {steps: 1}\nmodel: {context: 32}\ndata: {sources: {a: {kind: jsonl, files: ['-']}}, "
+        f"dir: {tmp_path}/out, tokenizer: byte, split: {{val: 0.3}}}}\n"
+    )
+
+    def piped(data: bytes) -> tuple[int, str]:
+        command = [sys.executable, "-m", "scripts.prepare", str(tmp_path / "c.yaml")]
+        done = subprocess.run(command, input=data, cwd=ROOT, capture_output=True)
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    code, told = piped(b"not json\n")
+    assert code == 2 and "not JSON" in told
+    code, told = piped(LINES)
+    assert code == 0 and "read        60 documents" in told and "was not read" not in told
+    code, told = piped(LINES * 2)
+    assert code == 0 and "read        60 documents" in told and "standard input was not read" in told
+    assert "was not read" not in piped(b"")[1]
 
 
 def test_a_killed_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,9 @@ def test_dropped_lists_id_source_and_reason(config: str, capsys):
     assert corpus.main(["dropped", config, "--reason", "duplicate", "--limit=0"]) == 0
     assert capsys.readouterr().out == ""
     assert corpus.main(["dropped", config, "--reason", "rude"]) == 0
-    assert "no document was left out for 'rude'" in capsys.readouterr().err
+    assert "no document was left out for 'rude'; reasons are empty, duplicate" in capsys.readouterr().err
+    assert corpus.main(["dropped", config, "--reason", "dup"]) == 0
+    assert capsys.readouterr().out.startswith("duplicate")
 
 
 def test_card_says_where_it_is_and_how_to_make_the_corpus_again(config: str, tmp_path: Path, capsys):
