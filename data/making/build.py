@@ -79,17 +79,20 @@ class Build:
         if not todo:
             return
         _check_space(self.directory, self.tasks, self.tokenizer)
-        encode, reason = fast_encoder(self.tokenizer, verification_sample(self.tasks))
-        if reason:
-            _log.warning("encoding with tokenizers, several times slower than tiktoken: %s", reason)
-        job = replace(self.job, fast=encode != self.tokenizer.encode_array)
         sizes = [self.tasks[index].size for index in todo]
         work = [(self.tasks[index], self.records[index]) for index in todo]
         before = sum(self.tasks[index].size for index in indices) - sum(sizes)
         with tqdm(total=before + sum(sizes) or None, initial=before, desc="encode", unit="B", unit_scale=True,
                   disable=not self.progress) as bar:  # fmt: skip
-            for place in run_tasks(work, job, engine, self.config.workers):
+            for place in run_tasks(work, self._verified_job, engine, self.config.workers):
                 bar.update(sizes[place])
+
+    def _verified_job(self) -> Job:
+        """The job, with the fast encoder if it gives the reference's ids."""
+        encode, reason = fast_encoder(self.tokenizer, verification_sample(self.tasks))
+        if reason:
+            _log.warning("encoding with tokenizers, several times slower than tiktoken: %s", reason)
+        return replace(self.job, fast=encode != self.tokenizer.encode_array)
 
     def commit(self) -> Store:
         """Write the manifest of a preparation whose every task is done, and remove all that is not of the corpus."""

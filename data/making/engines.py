@@ -5,6 +5,7 @@ nothing else: what a task gave is read from the record that it left on disk.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -43,31 +44,38 @@ LOCAL = Engine()
 
 
 def run_tasks(
-    work: Sequence[tuple[Task, Path]], job: Job, engine: Engine, workers: Literal["auto"] | int
+    work: Sequence[tuple[Task, Path]], job: Callable[[], Job], engine: Engine, workers: Literal["auto"] | int
 ) -> Iterator[int]:
     """Encode every (task, where its record goes); yields indices into `work` as they are done.
 
-    `workers` is for the local engine. Raises DataError for an input that cannot be read, on any engine.
+    `job` is asked for once, while the processes of the local engine start. `workers` is for the local engine. Raises
+    DataError for an input that cannot be read, on any engine.
     """
-    calls = [(job, task, record) for task, record in work]
+    job = functools.cache(job)
     largest_first = sorted(range(len(work)), key=lambda index: -work[index][0].size)
     if engine.name == "ray":
         from .engine_ray import run
 
-        done = run(run_task, [calls[index] for index in largest_first], engine.address)
+        done = run(run_task, [(job(), *work[index]) for index in largest_first], engine.address)
         yield from (largest_first[place] for place in done)
         return
     count = available_workers([task for task, _ in work]) if workers == "auto" else min(workers, len(work))
     if count < 2:
         try:
-            for index, call in enumerate(calls):
-                run_task(*call)
+            for index, (task, record) in enumerate(work):
+                run_task(job(), task, record)
                 yield index
         finally:
             close_encoder()
         return
     for some in _rounds([task.size for task, _ in work], largest_first, count * RECYCLE_BYTES):
-        yield from (some[place] for place in run_pool(run_task, [calls[index] for index in some], count))
+        calls = functools.partial(_calls, job, [work[index] for index in some])
+        done = run_pool(run_task, calls, min(count, len(some)))
+        yield from (some[place] for place in done)
+
+
+def _calls(job: Callable[[], Job], work: Sequence[tuple[Task, Path]]) -> list[Call]:
+    return [(job(), task, record) for task, record in work]
 
 
 def available_workers(tasks: Sequence[Task]) -> int:
@@ -92,13 +100,15 @@ def _rounds(sizes: Sequence[int], order: Sequence[int], limit: int) -> Iterator[
         yield some
 
 
-def run_pool(function: Callable[..., None], calls: Sequence[Call], workers: int) -> Iterator[int]:
-    """The engine of one machine: processes that start afresh, each on one core, and end with this one."""
+def run_pool(function: Callable[..., None], calls: Callable[[], Sequence[Call]], workers: int) -> Iterator[int]:
+    """The engine of one machine: processes that start afresh, each on one core, and end with this one. What they are to
+    do is asked for while they start."""
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(workers, len(calls)), mp_context=context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         with _blank_main():
-            futures = {executor.submit(function, *call): index for index, call in enumerate(calls)}
+            executor.submit(_start)  # with the first call, all processes start
+            futures = {executor.submit(function, *call): index for index, call in enumerate(calls())}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -119,6 +129,10 @@ def _blank_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _start() -> None:
+    """Nothing: to find this function, a process imports what tasks need."""
 
 
 def _start_worker() -> None:

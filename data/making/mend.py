@@ -63,7 +63,7 @@ def _encode_again(store: Store, config: DataConfig, tasks: Sequence[Task], folde
     encode, _ = fast_encoder(store.tokenizer, verification_sample(tasks))
     job = job_of(config, store.directory, store.tokenizer, folder, fast=encode != store.tokenizer.encode_array)
     records = [folder / f"{task.label}.task" for task in tasks]
-    for _ in run_tasks(list(zip(tasks, records, strict=True)), job, LOCAL, config.workers):
+    for _ in run_tasks(list(zip(tasks, records, strict=True)), lambda: job, LOCAL, config.workers):
         pass
     results = [read_result(record, folder, content=False) for record in records]
     return {shard.name: shard for result in results if result for shard in result.shards}

@@ -169,7 +169,7 @@ def test_rounds_hold_every_task_once() -> None:
 
 
 def test_workers_are_light(tmp_path: Path) -> None:
-    assert sorted(run_pool(_write_modules, [(str(tmp_path / str(i)),) for i in range(3)], 2)) == [0, 1, 2]
+    assert sorted(run_pool(_write_modules, lambda: [(str(tmp_path / str(i)),) for i in range(3)], 2)) == [0, 1, 2]
     for i in range(3):
         about = json.loads((tmp_path / str(i)).read_text())
         assert about["threads"] == ["false", "1"] and not {"torch", "datasets"} & set(about["modules"])
@@ -186,7 +186,7 @@ def _end_worker() -> None:
 
 def test_a_killed_worker_is_told() -> None:
     with pytest.raises(RuntimeError, match="a worker died while encoding, perhaps out of memory; the same command"):
-        list(run_pool(_end_worker, [()], 1))
+        list(run_pool(_end_worker, lambda: [()], 1))
 
 
 def test_ray_is_an_extra(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
