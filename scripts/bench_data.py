@@ -81,13 +81,15 @@ def surroundings() -> dict[str, Any]:
 
 def write_corpus(folder: Path, nbytes: int) -> dict[str, int]:
     """About `nbytes` of the quickstart's documents, drawn by a hash of their text, as FILES JSON lines files and, in
-    `files/`, as one file each."""
+    `files/` beside `folder`, as one file each."""
     from data.sources import list_tasks, read
 
     config = load(RECIPE).data
     tasks = [task for name, source in config.sources.items() for task in list_tasks(name, "train", source)]
     share = nbytes / max(sum(task.size for task in tasks), 1)
-    (folder / "files").mkdir(parents=True)
+    singles = folder.with_name("files")
+    folder.mkdir()
+    singles.mkdir()
     documents = written = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"{i}.jsonl", "w", encoding="utf-8")) for i in range(FILES)]
@@ -95,7 +97,7 @@ def write_corpus(folder: Path, nbytes: int) -> dict[str, int]:
             if document.problem or not document.text or _draw(document.text) >= share:
                 continue
             files[documents % FILES].write(json.dumps({"text": document.text}) + "\n")
-            (folder / "files" / f"{documents:06d}.py").write_bytes(document.text.encode())
+            (singles / f"{documents:06d}.py").write_bytes(document.text.encode())
             documents, written = documents + 1, written + len(document.text.encode())
     return {"documents": documents, "bytes": written}
 

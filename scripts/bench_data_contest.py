@@ -27,7 +27,7 @@ class Place:
     """Where a measurement finds its input and may write."""
 
     corpus: str
-    """Folder of FILES JSON lines files, and of `files/` with a file for each document."""
+    """Folder of FILES JSON lines files; beside it is `files/` with a file for each document."""
     tokenizer: str
     """tokenizer.json that everyone uses."""
     scratch: str
@@ -52,7 +52,7 @@ def ours(place: Place, workers: int) -> Answer:
     directory = Path(place.scratch)
     for folder in ("shards", "plans"):
         (directory / folder).mkdir()
-    source = SourceConfig(kind="text", files=(f"{place.corpus}/files/*",))
+    source = SourceConfig(kind="text", files=(str(Path(place.corpus).with_name("files") / "*"),))
     config = DataConfig({"corpus": source}, tokenizer=TokenizerConfig(file=place.tokenizer), workers=workers)
     build = Build(config, directory, False)
     start = time.perf_counter()
