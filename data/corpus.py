@@ -94,7 +94,7 @@ def prepare_slice(
 
 
 def repair(config: DataConfig, context: int, *, progress: bool = True) -> list[str]:
-    """Make damaged files of a corpus again, and name them; see `data.mend`."""
+    """Make damaged files of a corpus again, and name them; see `data.making.mend`."""
     from .making.mend import mend
 
     directory = checked_directory(config, context)

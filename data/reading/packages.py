@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..config import SourceConfig
@@ -78,32 +78,29 @@ def python_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
 
 def versions(config: SourceConfig) -> dict[str, str]:
     """Versions of the packages that a `python` source reads, or `unknown`; empty for other kinds."""
-    if config.kind != "python":
-        return {}
-    distributions = importlib.metadata.packages_distributions()
-    found = {}
-    for package in config.packages:
-        if package == "stdlib" or package.split(".")[0] in sys.stdlib_module_names:
-            found[package] = platform.python_version()
-        else:
-            names = distributions.get(package.split(".")[0], [])
-            found[package] = importlib.metadata.version(names[0]) if names else "unknown"
-    return found
+    return _of_packages(config, platform.python_version(), importlib.metadata.version)
 
 
 def licenses(config: SourceConfig) -> dict[str, str]:
     """Licences of the packages that a `python` source reads, as their metadata name them, or `unknown`; empty for
     other kinds."""
+    return _of_packages(config, "PSF-2.0", _license)
+
+
+def _of_packages(config: SourceConfig, stdlib: str, tell: Callable[[str], str]) -> dict[str, str]:
+    """What is known of each package of a `python` source: `stdlib` of the standard library, else what `tell` says of
+    its distribution."""
     if config.kind != "python":
         return {}
     distributions = importlib.metadata.packages_distributions()
     found = {}
     for package in config.packages:
-        if package == "stdlib" or package.split(".")[0] in sys.stdlib_module_names:
-            found[package] = "PSF-2.0"
+        top = package.split(".")[0]
+        if package == "stdlib" or top in sys.stdlib_module_names:
+            found[package] = stdlib
         else:
-            names = distributions.get(package.split(".")[0], [])
-            found[package] = _license(names[0]) if names else "unknown"
+            names = distributions.get(top, [])
+            found[package] = tell(names[0]) if names else "unknown"
     return found
 
 
