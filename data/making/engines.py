@@ -9,12 +9,14 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import signal
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from .encode import Job, close_encoder, run_task
 POOL_BYTES = 20 << 20
 """A corpus smaller than this is encoded in this process: starting workers would take longer."""
 RECYCLE_BYTES = 2 << 30
-"""Text after which a worker is replaced, since tokenizers keep memory of long documents."""
+"""Text after which a process begins anew, since tokenizers keep memory of long documents."""
 
 Call = tuple[Any, ...]
 
@@ -60,18 +62,14 @@ def run_tasks(
         yield from (largest_first[place] for place in done)
         return
     count = available_workers([task for task, _ in work]) if workers == "auto" else min(workers, len(work))
-    if count < 2:
-        try:
-            for index, (task, record) in enumerate(work):
-                run_task(job(), task, record)
-                yield index
-        finally:
-            close_encoder()
-        return
-    for some in _rounds([task.size for task, _ in work], largest_first, count * RECYCLE_BYTES):
+    for some in _rounds([task.size for task, _ in work], largest_first, max(count, 1) * RECYCLE_BYTES):
         calls = functools.partial(_calls, job, [work[index] for index in some])
-        done = run_pool(run_task, calls, min(count, len(some)))
-        yield from (some[place] for place in done)
+        processes = min(count, len(some))
+        done = run_pool(run_task, calls, processes) if processes > 1 else run_here(run_task, calls)
+        try:
+            yield from (some[place] for place in done)
+        finally:
+            close_encoder()  # tokenizers keep memory of long documents
 
 
 def _calls(job: Callable[[], Job], work: Sequence[tuple[Task, Path]]) -> list[Call]:
@@ -100,23 +98,59 @@ def _rounds(sizes: Sequence[int], order: Sequence[int], limit: int) -> Iterator[
         yield some
 
 
+def run_here(function: Callable[..., None], calls: Callable[[], Sequence[Call]]) -> Iterator[int]:
+    """The engine of one process, this one."""
+    for index, call in enumerate(calls()):
+        function(*call)
+        yield index
+
+
 def run_pool(function: Callable[..., None], calls: Callable[[], Sequence[Call]], workers: int) -> Iterator[int]:
-    """The engine of one machine: processes that start afresh, each on one core, and end with this one. What they are to
-    do is asked for while they start."""
+    """The engine of one machine: this process and `workers - 1` more, at least one, each on one core, that start afresh
+    and end with it. What there is to do is asked for while they start."""
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers - 1, mp_context=context, initializer=_start_worker)
+    todo = deque[tuple[int, Call]]()
+    done = queue.SimpleQueue[tuple[int, Future[None]]]()
+
+    def take() -> tuple[int, Call] | None:
+        with contextlib.suppress(IndexError):  # this process and the thread that calls `finish` both take
+            return todo.popleft()
+        return None
+
+    def hand_out() -> None:
+        """Give the next call to another process. Each has one at a time, so that all end together."""
+        if (taken := take()) is not None:
+            executor.submit(function, *taken[1]).add_done_callback(lambda future: finish(taken[0], future))
+
+    def finish(index: int, future: Future[None]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            hand_out()
+        done.put((index, future))
+
     try:
         with _blank_main():
             executor.submit(_start)  # with the first call, all processes start
-            futures = {executor.submit(function, *call): index for index, call in enumerate(calls())}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+        todo.extend(enumerate(calls()))
+        left = len(todo)
+        for _ in range(workers - 1):
+            hand_out()
+        while left:
+            if (own := take()) is not None:
+                function(*own[1])
+                yield own[0]
+                left -= 1
+            for _ in range(left if own is None else done.qsize()):
+                index, future = done.get()
+                future.result()
+                yield index
+                left -= 1
     except DataError as error:  # raised again from here: the frames of the pool would make it look like a bug
         raise DataError(str(error)) from None
     except BrokenProcessPool:
         raise RuntimeError("a worker died while encoding, perhaps out of memory; the same command goes on") from None
     finally:
+        todo.clear()
         executor.shutdown(cancel_futures=True)
 
 
