@@ -98,6 +98,9 @@ TAGS: dict[Tag, tuple[str, ...]] = {
         "data.dir",
         "data.workers",
         "save.keep",
+        "save.keep_every",
+        "save.background",
+        "save.payload",
         "track",
     ),
 }

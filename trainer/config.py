@@ -92,6 +92,14 @@ class TrainConfig:
     """auto: bf16 where the hardware has it, else fp32. Weights are always fp32."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile for each block. auto: on CUDA."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Several processes: ddp, each holds everything; fsdp (FSDP2), each a part. auto: ddp while a GPU has room for it."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: less memory, a third more time."""
+    spike_sigma: Annotated[float, Gt(0)] | None = 6.0
+    """Skip a step whose loss is so many standard deviations above the last 128 applied ones; null: never."""
+    timeout: Annotated[float, Gt(0)] = 300.0
+    """Seconds without a step, a validation batch or a save after which a run with several processes counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,13 @@ class SaveConfig:
     every: Period = 100
     """A checkpoint each so often, and at the end."""
     keep: Annotated[int, Ge(1)] = 2
-    """Checkpoints kept besides the best one."""
+    """Newest intact checkpoints kept, besides the best one."""
+    keep_every: Period | None = None
+    """Checkpoints whose step is a multiple of this are never removed; null: none."""
+    background: bool | Literal["auto"] = "auto"
+    """Write while training goes on, from a copy of the weights. auto: on CUDA."""
+    payload: Literal["auto", "full", "sharded"] = "auto"
+    """full: one file, written by one process; sharded: each process writes its part. auto: sharded under fsdp."""
 
 
 @dataclass(frozen=True)
