@@ -1,10 +1,9 @@
 """Puts the parts of a run together from its config, for `train.py` and the scripts that need the same parts."""
 
 import dataclasses
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,30 @@ from data import Batch, Loader, Prepared, held_out_labels, lookup, prepare
 from eval import evaluate, score_groups
 from learner import Learner, build_learner, fold_seed, rows_per_step
 from loss import WORST, LossOutput, metrics, reliability
-from model import eval_mode, generate, load_model, save_model
-from trainer import checkpoint, memory
+from model import eval_mode, save_shape
+from trainer import memory
+from trainer.checkpoint import Saver
+from trainer.config import Length
 from trainer.distributed import Place, Ranks
-from trainer.schedule import steps_of
+from trainer.payload import read, snapshot
+from trainer.schedule import rate_factor, steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
 Table = dict[str, dict[str, float]]
 SAMPLE_TEMPERATURE = 0.8
 CONTEXT_TOKENS = 12  # shown before a target that was hard to predict
+
+
+class CutOff(Exception):
+    """Somebody asked to stop."""
+
+
+def unless(asked: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, with a look before each; raises CutOff."""
+    for batch in batches:
+        if asked():
+            raise CutOff
+        yield batch
 
 
 def set_up_process(config: RunConfig, place: Place, device: torch.device) -> None:
@@ -67,6 +81,14 @@ class Parts:
     starts: dict[str, list[int]]
     """The rows at which phases of data start."""
 
+    def rate(self, step: int) -> float:
+        """What the schedule multiplies peak rates by in a step, counted from 0."""
+        return rate_factor(step, self.total, self.config.schedule, self.config.train.batch_tokens)
+
+    def changes_data(self, row: int) -> bool:
+        """Whether the step that begins at a row of the order is the first of a phase or of a part of the curriculum."""
+        return any(row <= start < row + self.loader.batch_rows for rows in self.starts.values() for start in rows)
+
     @property
     def auto(self) -> dict[str, Any]:
         """What this start decided, for `State.auto`."""
@@ -74,26 +96,33 @@ class Parts:
 
     def every(self, section: str) -> int:
         """Steps between two acts of `eval`, `save` or `track`."""
-        length = getattr(self.config, section).every
+        return self.length(getattr(self.config, section).every)
+
+    def length(self, length: Length) -> int:
+        """Steps of this run in a length, at least one."""
         return max(1, steps_of(length, self.total, self.config.train.batch_tokens))
 
-    def evaluate(self, *, last: bool) -> tuple[dict[str, float], float]:
+    def evaluate(self, *, last: bool, asked: Callable[[], bool] = bool) -> tuple[dict[str, float], float]:
         """(`val/...` metrics, nll to compare checkpoints by); the same on every rank.
 
         The metrics are over `eval.max_tokens` validation rows, always the same ones, and over all rows when `last`;
-        the nll is always over the same ones, since that of other rows says nothing about the model.
+        the nll is always over the same ones, since that of other rows says nothing about the model. Raises CutOff when
+        `asked`, which is called before each batch and answers the same on every rank, wants to stop; `bool()` never
+        does.
         """
-        scores = self._score(self.config.eval.max_tokens)
+        scores = self._score(self.config.eval.max_tokens, asked)
         nll = scores["val/nll"]
         if last and self.config.eval.max_tokens < self.data.val.rows * self.data.context:
-            scores = self._score(None)
+            scores = self._score(None, asked)
         return scores, nll
 
-    def _score(self, max_tokens: int | None) -> dict[str, float]:
+    def _score(self, max_tokens: int | None, asked: Callable[[], bool]) -> dict[str, float]:
+        score, batches, names = self._held_out(max_tokens)
         with eval_mode(self.learner.model):
             return evaluate(
-                *self._held_out(max_tokens), reduce=self.learner.ranks.sum, metrics=metrics, groups=self.groups
-            )
+                score, unless(asked, batches), names,
+                reduce=self.learner.ranks.sum, metrics=metrics, groups=self.groups,
+            )  # fmt: skip
 
     def score_groups(self) -> tuple[Table, dict[str, Table]]:
         """Scores over all validation rows: by source, in all under `""`; and for each reported label, by value."""
@@ -145,35 +174,62 @@ class Parts:
         return found
 
     def samples(self) -> list[dict[str, str]]:
-        """On rank 0, a text for each configured prompt; always from one seed, so that steps can be compared."""
+        """A text for each configured prompt, at least on rank 0; always from one seed, so that steps can be compared.
+
+        All ranks have to ask.
+        """
         wanted, tokenizer = self.config.eval, self.data.tokenizer
-        if not wanted.sample_tokens or self.learner.ranks.rank > 0:
+        if not wanted.sample_tokens:
             return []
-        made = generate(
-            self.learner.model, self.prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
+        made = self.learner.generate(
+            self.prompts, max_new_tokens=wanted.sample_tokens, temperature=SAMPLE_TEMPERATURE,
             stop_id=tokenizer.end_id, seed=fold_seed(self.config.run.seed, "sample"),
         )  # fmt: skip
-        return [{"prompt": p, "text": tokenizer.decode(ids)} for p, ids in zip(wanted.prompts, made, strict=True)]
+        return [{"prompt": p, "text": tokenizer.decode(ids)} for p, ids in zip(wanted.prompts, made, strict=False)]
 
-    def save(self, path: Path, state: State, nll: float | None) -> None:
-        """Write a checkpoint; with an `nll` lower than any saved so far it is the best one."""
-        if nll is not None and math.isfinite(nll) and (state.best is None or nll < state.best):
-            state.best, state.best_step = nll, state.step
-        state.scaler = self.learner.precision.state()
+    @property
+    def keep_every(self) -> int | None:
+        """Steps between two checkpoints that are kept for ever."""
+        return None if self.config.save.keep_every is None else self.length(self.config.save.keep_every)
+
+    @property
+    def background(self) -> bool:
+        """Whether checkpoints are written while training goes on."""
+        wanted = self.config.save.background
+        return self.learner.device.type == "cuda" if wanted == "auto" else wanted
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank writes its part of a checkpoint."""
+        wanted = self.config.save.payload
+        return self.learner.parallel == "fsdp" if wanted == "auto" else wanted == "sharded"
+
+    def save(self, saver: Saver, state: State, nll: float | None, *, last: bool) -> bool:
+        """Hand a checkpoint with its `nll`, None when it was not evaluated, to the saver.
+
+        False, and nothing is saved, when a weight or what an optimizer keeps is not finite on any rank.
+        """
+        learner = self.learner
+        state.scaler = learner.precision.state()
+        saver.wait()  # its copy of the weights goes before the next is made
+        held = snapshot(learner.weights(), learner.optimizers.state(), learner.ranks, sharded=self.sharded)
+        if learner.ranks.any(not held.finite()):
+            return False
 
         def write(directory: Path) -> None:
-            save_model(self.learner.model, directory)
-            self.data.tokenizer.save(directory)
-            checkpoint.write_tensors(directory, self.learner.optimizers.state())
+            held.write(directory)
+            if learner.ranks.rank == 0:
+                save_shape(learner.model, directory)
+                self.data.tokenizer.save(directory)
 
-        if self.learner.ranks.rank == 0:
-            checkpoint.save(path, state.step, write, dataclasses.asdict(state), keep=self.config.save.keep)
+        saver.save(state.step, write, dataclasses.asdict(state) | {"nll": nll}, held.nbytes, last=last)
+        return True
 
     def load(self, directory: Path, state: State) -> None:
         """Restore weights, optimizer and loss scale from a verified checkpoint."""
-        self.learner.model.load_state_dict(load_model(directory).state_dict())
-        self.learner.optimizers.load_state(checkpoint.read_tensors(directory))
-        self.learner.precision.load_state(state.scaler)
+        learner = self.learner
+        read(directory, learner.weights(), learner.optimizers.state())
+        learner.precision.load_state(state.scaler)
 
 
 def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device, state: State) -> Parts:
@@ -187,6 +243,7 @@ def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device,
     labels = held_out_labels(data, config.eval.by)
     groups = {name: (torch.from_numpy(codes), values) for name, (codes, values) in labels.items()}
     learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto, data)
+    learner.optimizers.allocate()  # so that a checkpoint always holds all of it, also where no step was applied yet
     rows, total = rows_per_step(config), total_steps(config, data.train.rows, state)
     loader = Loader(
         data, batch_rows=rows, micro_rows=learner.micro_rows, rank=ranks.rank, world_size=ranks.world_size,

@@ -37,14 +37,18 @@ class State:
     """sha256 of the weights that the run distills from."""
     sums: dict[str, float] = field(default_factory=dict)
     """Open sums of the current window of metrics, over all ranks."""
-    guard: dict[str, int] = field(default_factory=dict)
-    """Skipped steps, in all and in a row."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """Skipped steps, in all and in a row, and the losses of the last applied ones."""
     scaler: dict[str, float] = field(default_factory=dict)
     """Loss scale (fp16)."""
-    best: float | None = None
-    """Lowest nll of a saved step, on the validation rows that every evaluation scores."""
-    best_step: int | None = None
-    """The step that had it."""
+    rate: float = 1.0
+    """What all rates are multiplied by: halved each time that the run goes back to a checkpoint."""
+    rollbacks: int = 0
+    """Times that it did."""
+    skipped_rows: list[list[int]] = field(default_factory=list)
+    """[first, last + 1] of the rows of the order that were left out then."""
+    owed: bool = False
+    """The evaluation of the last step was cut off by a request to stop: the next start does it first."""
     wandb_id: str | None = None
     """So that a resumed run goes on in the same wandb run."""
 

@@ -6,6 +6,7 @@ is not one.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 STATE = "state.json"
-_STEP = re.compile(r"step_(\d{8,})")
+REPLACED = ".old"
+_SEAL = ',\n "self": "'
+_STEP = re.compile(rf"step_(\d{{8,}})(?:{re.escape(REPLACED)})?")
 
 
 class Damaged(Exception):
     """Data or a checkpoint on disk is not what was written."""
+
+
+class SaveFailed(Exception):
+    """Checkpoints cannot be written; the message names the place and the reason."""
 
 
 class Locked(ValueError):
@@ -84,43 +91,54 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def commit_directory(tmp: Path, final: Path, state: dict[str, Any]) -> None:
-    """Turn the files in `tmp` into the checkpoint `final`: hash list last, fsync, rename, verify.
+    """Turn the files in `tmp` into the checkpoint `final`: hash list last, fsync, read back, rename.
 
-    `state` is stored beside the hash list in `state.json`. Raises `Damaged` if what was read back differs.
+    `state` is stored beside the hash list in `state.json`. Raises `Damaged` if what was read back differs: before the
+    rename, so that what bears a checkpoint's name has been read once.
     """
     files = {}
     for path in sorted(p for p in tmp.iterdir() if p.name != STATE):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        flush(path)
     body = {**state, "files": files}
-    atomic_write(tmp / STATE, json.dumps({**body, "self": _digest(body)}, indent=1))
-    old = final.with_suffix(".old")
+    atomic_write(tmp / STATE, _seal(json.dumps(body, indent=1)))
+    verify(tmp)
+    old = final.with_suffix(REPLACED)
     if final.exists():  # the same step, saved before: it steps aside, since a rename cannot replace a full directory
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
+        os.rename(final, old)  # killed here, the run still has it: `list_checkpoints`
     os.rename(tmp, final)
     fsync_directory(final.parent)
-    verify(final)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _digest(body: dict[str, Any]) -> str:
-    """Hash of a JSON value, independent of layout and of the order of keys."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def flush(path: Path) -> None:
+    """Force a file to its disk and out of memory, so that what is read next comes from there."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def verify(directory: Path) -> dict[str, Any]:
-    """The checkpoint's `state.json`, after every listed file was found with its size and hash.
+def _seal(text: str) -> str:
+    """A JSON object with the sha256 of its bytes as a last entry, so that no byte can change unseen."""
+    return f'{text[:-2]}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}'
+
+
+def verify(directory: Path, *, contents: bool = True) -> dict[str, Any]:
+    """The checkpoint's `state.json`, after every listed file was found with its size and, for `contents`, its hash.
 
     Raises `Damaged` with the first difference.
     """
     try:
-        state = json.loads((directory / STATE).read_text())
-        files, digest = dict(state["files"]), state.pop("self")
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # other OSErrors are no damage, but trouble
+        text = (directory / STATE).read_bytes().decode()  # as it is: line ends count
+        state = json.loads(text)
+        files, _ = dict(state["files"]), state.pop("self")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{directory}: no readable {STATE} ({type(error).__name__})") from None
-    if digest != _digest(state):
+    except OSError as error:
+        raise _damage(error, f"{directory}: no readable {STATE} ({type(error).__name__})") from None
+    if text != _seal(text.rpartition(_SEAL)[0] + "\n}"):
         raise Damaged(f"{directory / STATE}: its own hash differs")
     for name, want in files.items():
         path = directory / name
@@ -128,9 +146,19 @@ def verify(directory: Path) -> dict[str, Any]:
             raise Damaged(f"{path}: missing")
         if path.stat().st_size != want["bytes"]:
             raise Damaged(f"{path}: {path.stat().st_size} bytes, not {want['bytes']}")
-        if sha256(path) != want["sha256"]:
+        try:
+            same = not contents or sha256(path) == want["sha256"]
+        except OSError as error:
+            raise _damage(error, f"{path}: {error.strerror}") from None
+        if not same:
             raise Damaged(f"{path}: sha256 differs")
     return state
+
+
+def _damage(error: OSError, message: str) -> Exception:
+    """`Damaged` for what a disk or a stray hand did; the error itself for trouble that passes, such as permissions."""
+    lost = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+    return Damaged(message) if error.errno in lost else error
 
 
 def step_of(directory: Path) -> int:
@@ -140,10 +168,15 @@ def step_of(directory: Path) -> int:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint directories of a run, oldest first, intact or not."""
+    """Checkpoint directories of a run, oldest first, intact or not.
+
+    One that was about to be replaced by a new one of its step, `step_N.old`, counts while there is no `step_N`.
+    """
     folder = run / "checkpoints"
-    found = [p for p in folder.iterdir() if step_of(p) >= 0] if folder.is_dir() else []
-    return sorted(found, key=step_of)
+    found = (
+        {step_of(p): p for p in sorted(folder.iterdir(), reverse=True) if step_of(p) >= 0} if folder.is_dir() else {}
+    )
+    return [found[step] for step in sorted(found)]
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:

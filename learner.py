@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from configs import RunConfig
 from data import Batch, Prepared, load_tokenizer
-from loss import Head, LossConfig, LossOutput, Objective, build_objective, chunk_rows
-from model import ModelConfig, Transformer, load_model
-from trainer import memory
-from trainer.distributed import Ranks
+from loss import Head, LossConfig, LossOutput, Objective, build_objective
+from model import ModelConfig, Transformer, generate, load_model
+from sizing import fitting_rows, settle
+from trainer.distributed import Parallel, Ranks
 from trainer.meters import peak_flops
 from trainer.optim import Optimizers
 from trainer.precision import Precision, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STATE_BYTES = 16  # of a parameter: the weight, its gradient and AdamW's two moments, in fp32
 
 
 def fold_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -53,9 +54,11 @@ class Learner:
     ranks: Ranks
     device: torch.device
     model: Transformer
-    """The bare model: names, weights, evaluation."""
+    """The bare model: names, weights, evaluation. Under fsdp every rank has to call it as often as the others."""
     module: nn.Module
     """The same, as training calls it: wrapped when there are several ranks."""
+    parallel: Parallel | None
+    """How several ranks share it."""
     objective: Objective
     """What training minimizes."""
     plain: Objective
@@ -70,7 +73,8 @@ class Learner:
     @property
     def auto(self) -> dict[str, Any]:
         """What `auto` settings came to, on this kind of device."""
-        return {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
+        found = {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
+        return found | ({"parallel": self.parallel} if self.parallel else {})
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -113,6 +117,21 @@ class Learner:
                 hidden, Head(self.model.head_weight), batch.targets, per_token=True, detail=detail, extra=extra
             )
 
+    def generate(self, prompts: list[list[int]], *, stop_id: int, **options: Any) -> list[list[int]]:
+        """What `model.generate` makes of prompts, on rank 0; under fsdp, where all have to take part, on every rank."""
+        if self.parallel != "fsdp":
+            return generate(self.model, prompts, stop_id=stop_id, **options) if self.ranks.rank == 0 else []
+        with self.precision.autocast():  # weights are gathered in the precision of training
+            # To the full length: were a token drawn otherwise on one rank, it must not leave the others waiting.
+            made = generate(self.model, prompts, **options)
+        return [ids[: ids.index(stop_id)] if stop_id in ids else ids for ids in made]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by name, a tied one once, to read or to fill; under fsdp DTensors with a part on each rank."""
+        if self.parallel == "fsdp":
+            self.module.reshard()  # type: ignore[operator]  # an evaluation leaves what is outside of blocks gathered
+        return dict(self.model.named_parameters())
+
     def seed_dropout(self, step: int, micro: int) -> None:
         """Dropout is a function of (seed, step, micro-batch, rank), so that there is no generator to save."""
         if self.config.model.dropout:
@@ -152,22 +171,32 @@ def build_learner(
     plain = LossConfig(fused=config.loss.fused, chunk=config.loss.chunk)
     decided = auto if auto and auto["device"] == device.type else {}
     train = config.train
-    model = make_model(config.model, vocab_size, config.run.seed).to(device)
+    model = make_model(config.model, vocab_size, config.run.seed)
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    wanted = decided.get("parallel", train.parallel) if train.parallel == "auto" else train.parallel
+    parallel = ranks.pick_parallel(wanted, STATE_BYTES * model.parameter_count(), room)
+    if parallel != "fsdp":  # which moves a block at a time and keeps a part of it: a whole model may not fit
+        model = model.to(device)
+    model.recompute = train.activation_checkpointing
     if train.compile is True or (train.compile == "auto" and device.type == "cuda"):
         for block in model.blocks:
             block.compile(dynamic=False)
     automatic = train.precision == "auto" and "precision" in decided
     precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
     rows = -(-rows_per_step(config) // ranks.world_size)
-    micro_rows = train.micro_rows
+    micro_rows, tried = train.micro_rows, True
     if micro_rows == "auto":
-        micro_rows = decided.get("micro_rows") or ranks.smallest(fitting_rows(config, model, vocab_size, rows, device))
-    return Learner(
+        tried = "micro_rows" in decided
+        shards = ranks.world_size if parallel == "fsdp" else 1
+        fit = decided.get("micro_rows") or fitting_rows(config, model, vocab_size, rows, device, shards)
+        micro_rows = ranks.smallest(fit)
+    learner = Learner(
         config=config,
         ranks=ranks,
         device=device,
         model=model,
-        module=ranks.wrap(model),
+        module=ranks.wrap(model, model.blocks, parallel, DTYPES[precision.name]),
+        parallel=parallel,
         objective=make_objective(config, vocab_size, data),
         plain=training_loss(replace(config, loss=plain), vocab_size, data),
         teacher=make_teacher(config, vocab_size, data, device),
@@ -180,6 +209,9 @@ def build_learner(
         precision=precision,
         micro_rows=min(micro_rows, rows),
     )
+    if not tried and device.type == "cuda" and parallel != "fsdp":  # whose ranks cannot fail each for itself
+        learner.micro_rows = settle(learner, rows)
+    return learner
 
 
 def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:
@@ -240,28 +272,3 @@ def make_teacher(config: RunConfig, vocab_size: int, data: Prepared | None, devi
         short = f"{teacher.config.context}, this run's {config.model.context}"
         raise ValueError(f"loss.teacher: {path} has a context of {short}")
     return teacher
-
-
-def memory_parts(
-    config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device
-) -> dict[str, int]:
-    """Estimated bytes of a training step with micro-batches of `rows`."""
-    roles = model.roles()
-    matrix = sum(p.numel() for name, p in model.named_parameters() if roles[name] == "matrix")
-    by_muon = matrix if config.optim.name == "muon" else 0
-    shape, tokens = config.model, rows * config.model.context
-    parts = memory.estimate(model.parameter_count(), by_muon, tokens, shape.layers, shape.dim)
-    if config.loss.fused == "off":
-        return parts | {"logits": memory.logits(tokens, vocab_size)}
-    chunk = chunk_rows(vocab_size, device) if config.loss.chunk == "auto" else config.loss.chunk
-    return parts | {"logits": memory.logits(min(chunk, tokens), vocab_size)}
-
-
-def fitting_rows(config: RunConfig, model: Transformer, vocab_size: int, rows: int, device: torch.device) -> int:
-    """As many of a rank's `rows` as fit in memory at once, give or take what divides them."""
-    budget = memory.free_bytes(device)
-
-    def needed(count: int) -> int:
-        return sum(memory_parts(config, model, vocab_size, count, device).values())
-
-    return memory.largest_micro_rows(rows, lambda count: needed(count) <= budget)

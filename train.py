@@ -5,7 +5,6 @@ command goes on with a run that was stopped or killed, bit for bit: the order of
 randomness are functions of (config, step), and the little that is not is the `State` in each checkpoint.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,30 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import durable
-from configs import (
-    Change,
-    ConfigError,
-    RunConfig,
-    changes,
-    dump,
-    entry,
-    explain,
-    files_of,
-    load,
-    parse,
-    read_tree,
-    to_tree,
-    with_loss_paths,
-)
+from configs import RunConfig, dump, entry, explain, load, parse, to_tree
+from resume import ROLLBACKS, record_start, restore, roll_back
 
 if TYPE_CHECKING:  # imported where used: `--help` must not wait for torch
     from assemble import Parts
     from course import State
     from data import Prepared
+    from instruments import Instruments
     from trainer.distributed import Place, Ranks
     from trainer.rundir import RunState
     from trainer.signals import StopRequest
-    from trainer.tracking import Tracker
 
 FLAGS = {
     "dry-run": "print sizes, memory and the time estimated from a few timed steps; write nothing",
@@ -102,6 +88,7 @@ def last_step(path: Path) -> int:
 def train(config: RunConfig, path: Path, place: "Place", stop: "StopRequest", *, profile: bool) -> "RunState":
     """Prepare, join the other ranks, and go through the run together."""
     from assemble import prepare_once, set_up_process
+    from scripts.plan_memory import memory_explained
     from trainer.distributed import Ranks, pick_device
 
     device = pick_device(config.run.device, place)
@@ -110,7 +97,8 @@ def train(config: RunConfig, path: Path, place: "Place", stop: "StopRequest", *,
     data = prepare_once(config, place)
     ranks = Ranks(place, device)
     try:
-        outcome = go_through(config, path, data, ranks, found, stop, profile=profile)
+        with memory_explained(config, data.tokenizer.vocab_size, ranks):
+            outcome = go_through(config, path, data, ranks, found, stop, profile=profile)
         ranks.barrier()  # nobody leaves while others still talk
         return outcome
     finally:
@@ -127,28 +115,53 @@ def go_through(
     *,
     profile: bool,
 ) -> "RunState":
-    """Build the parts, restore what rank 0 `found`, fit and sum up."""
-    from assemble import build
+    """From what rank 0 `found` to the end, with as many falls back to a checkpoint as a run may have; sum up."""
     from scripts.summary import conclude
-    from trainer.checkpoint import point_to_best
-    from trainer.rundir import EXIT_CODES
-    from trainer.tracking import Tracker
+    from trainer.shelf import Shelf
 
-    shared = ranks.share(found)
-    assert shared is not None
-    state, checkpoint = shared
-    if state.data not in (None, data.fingerprint):
-        raise ValueError(f"{path} was trained on another corpus than the one prepared now; --restart starts anew")
+    while True:
+        shared = ranks.share(found)
+        assert shared is not None
+        state, checkpoint = shared
+        if state.data not in (None, data.fingerprint):
+            raise ValueError(f"{path} was trained on another corpus than the one prepared now; --restart starts anew")
+        parts = restored(config, data, ranks, state, checkpoint)
+        if state.step >= parts.total and not state.owed:
+            if ranks.rank == 0:
+                Shelf(path).go_on_from(state.step)
+                print(f"{path} is finished at step {state.step}: nothing was trained; --restart starts anew\n")
+                print(conclude(path, config, data, "done"))
+            return "done"
+        outcome = go_on(parts, state, stop, path, profile=profile)
+        if outcome != "diverged" or state.rollbacks == ROLLBACKS:
+            break
+        del parts
+        found = roll_back(path, state) if ranks.rank == 0 else None
+    if ranks.rank == 0:
+        print(conclude(path, config, data, outcome))
+    return outcome
+
+
+def restored(config: RunConfig, data: "Prepared", ranks: "Ranks", state: "State", checkpoint: Path | None) -> "Parts":
+    """The parts of a run as they were at a checkpoint, or as they begin without one."""
+    from assemble import build
+
     parts = build(config, data, ranks, ranks.device, state)
     state.auto, state.data = parts.auto, data.fingerprint
     if checkpoint:
         parts.load(checkpoint, state)
-    if state.step >= parts.total:
-        if ranks.rank == 0:
-            point_to_best(path, state.best_step)
-            print(f"{path} is finished at step {state.step}: nothing was trained; --restart starts anew\n")
-            print(conclude(path, config, data, "done"))
-        return "done"
+    return parts
+
+
+def go_on(parts: "Parts", state: "State", stop: "StopRequest", path: Path, *, profile: bool) -> "RunState":
+    """Fit, with everything that watches and records it."""
+    from instruments import Instruments
+    from trainer.checkpoint import Saver
+    from trainer.rundir import EXIT_CODES
+    from trainer.tracking import Tracker
+    from trainer.watchdog import Watchdog
+
+    config, ranks = parts.config, parts.learner.ranks
     parts.loader.check_validation(config.eval.max_tokens)
     ranks.barrier()  # every rank has read the checkpoint: from here on rank 0 may prune
     if ranks.rank == 0:
@@ -158,73 +171,112 @@ def go_through(
         start_step=state.step, wandb_id=state.wandb_id, enabled=ranks.rank == 0,
     )  # fmt: skip
     state.wandb_id = tracker.wandb_id
-    with stop.polling(), profiler(path, wanted=profile and ranks.rank == 0) as tick:
-        outcome = fit(parts, state, tracker, stop, path, tick)
-    if ranks.rank == 0:
-        tracker.message(conclude(path, config, data, outcome))
+    with (
+        stop.polling(),
+        Watchdog(path, ranks, config.train.timeout) as watchdog,
+        Saver(
+            path, keep=config.save.keep, keep_every=parts.keep_every, background=parts.background, ranks=ranks,
+            warn=tracker.message,
+        ) as saver,
+        profiler(path, wanted=profile and ranks.rank == 0) as tick,
+    ):  # fmt: skip
+        outcome = fit(parts, state, Instruments.of(parts, state, tracker, saver, watchdog, stop), path, tick)
     tracker.close(EXIT_CODES[outcome])
     return outcome
 
 
-def fit(
-    parts: "Parts", state: "State", tracker: "Tracker", stop: "StopRequest", path: Path, tick: Callable[[], None]
-) -> "RunState":
-    """The training loop: from `state.step` to the end, or to a request to stop."""
-    from trainer.guard import Guard
-    from trainer.meters import Throughput
-    from trainer.schedule import due, rate_factor
-    from trainer.window import Window
-
-    config, learner, ranks, total = parts.config, parts.learner, parts.learner.ranks, parts.total
-    rows = parts.loader.batch_rows
-    track_every, eval_every, save_every = (parts.every(section) for section in ("track", "eval", "save"))
-    guard = Guard(learner.device, **state.guard)
-    window = Window(learner.device, state.sums if ranks.rank == 0 else dict.fromkeys(state.sums, 0.0))
-    meter = Throughput(
-        learner.flops_per_token, learner.peak_flops, world_size=ranks.world_size, device=learner.device,
-        elapsed=state.seconds,
-    )  # fmt: skip
-    for step in meter.waits(parts.loader.steps(state.step, total)):
+def fit(parts: "Parts", state: "State", instruments: "Instruments", path: Path, tick: Callable[[], None]) -> "RunState":
+    """The training loop: from `state.step` to the end, to a request to stop, or to where skipping does not help."""
+    learner, ranks, rows = parts.learner, parts.learner.ranks, parts.loader.batch_rows
+    guard, window, meter, tracker = instruments.guard, instruments.window, instruments.meter, instruments.tracker
+    if state.owed and (ended := after_step(parts, state, instruments, path)):
+        return ended
+    for step in meter.waits(parts.loader.steps(state.step, parts.total)):
         for i, batch in enumerate(step.micro):
             learner.seed_dropout(step.index, i)
             with ranks.sync_if(learner.module, last=i == len(step.micro) - 1):
-                out = learner.forward(batch.to(learner.device), denom=step.targets, progress=step.index / total)
+                out = learner.forward(batch.to(learner.device), denom=step.targets, progress=step.index / parts.total)
                 learner.backward(out.loss * ranks.world_size)  # ranks average gradients; their sum is meant
             window.add(out.sums)
         norm = learner.clip()
-        finite = guard.check(norm, window.step["loss"], ranks.all_true)
-        factor = rate_factor(step.index, total, config.schedule, config.train.batch_tokens)
-        learner.update(factor, finite)
-        window.close_step(finite, norm)
+        if parts.changes_data(state.row):
+            guard.forget()
+        good = guard.check(step.index, norm, window.step["loss"], step.targets, ranks.sum)
+        learner.update(parts.rate(step.index) * state.rate, good)
+        window.close_step(good, norm)
         state.step, state.row, state.tokens = step.index + 1, state.row + rows, state.tokens + step.targets
         meter.add(step.targets)
         tracker.progress(state.step)
+        instruments.beat()
         tick()
-
-        row: dict[str, float] = {}
-        nll = None
-        saving = due(state.step, save_every, total)
-        if due(state.step, track_every, total):
-            row |= train_row(window.read(ranks.sum), factor * config.optim.rates.matrix) | meter.read()
-            row |= {"train/skipped": guard.read()}
-        if saving or due(state.step, eval_every, total):
-            with meter.paused():
-                scores, nll = parts.evaluate(last=state.step == total)
-                row |= scores
-                tracker.samples(state.step, parts.samples())
-        if row:
-            tracker.log(state.step, state.tokens, row)
-        stopping = ranks.any(bool(stop)) and state.step < total
-        if saving or stopping:
-            with meter.paused():
-                tracker.sync()
-                state.sums, state.guard, state.seconds = window.state(ranks.sum), guard.state(), meter.elapsed
-                parts.save(path, state, nll)
-        if stopping:
-            return "stopped"
-        if guard.gives_up(state.step):
-            return "diverged"
+        if ended := after_step(parts, state, instruments, path):
+            return ended
     return "done"
+
+
+def after_step(parts: "Parts", state: "State", instruments: "Instruments", path: Path) -> "RunState | None":
+    """What is due after a step: evaluation, metrics, a checkpoint. Returns how the run ends here, if it does."""
+    from assemble import CutOff
+    from trainer.schedule import due
+
+    tracker, meter, guard, total = instruments.tracker, instruments.meter, instruments.guard, parts.total
+    row: dict[str, float] = {}
+    nll = None
+    saving = due(state.step, parts.every("save"), total)
+    state.owed = False
+    if saving or due(state.step, parts.every("eval"), total):
+        try:
+            with meter.paused():
+                row, nll = parts.evaluate(last=state.step == total, asked=instruments.asked)
+                tracker.samples(state.step, parts.samples())
+        except CutOff:
+            state.owed = True
+            return save(parts, state, instruments, path, None, last=True) or "stopped"
+    if due(state.step, parts.every("track"), total):
+        sums = instruments.window.read(parts.learner.ranks.sum)
+        rate = parts.rate(state.step - 1) * state.rate * parts.config.optim.rates.matrix
+        row = train_row(sums, rate) | meter.read() | {"train/skipped": int(guard.skipped)} | row
+        tell_skips(parts, instruments, path)
+    if row:
+        tracker.log(state.step, state.tokens, row)
+    if saving and state.step < total and guard.streak():  # so that the last good checkpoints are not pruned meanwhile
+        saving = False
+    if saving and (ended := save(parts, state, instruments, path, nll, last=state.step == total)):
+        return ended
+    if instruments.asked() and state.step < total:
+        return (None if saving else save(parts, state, instruments, path, nll, last=True)) or "stopped"
+    if guard.exhausted():
+        state.guard, state.seconds = guard.state(), meter.elapsed
+        tell_skips(parts, instruments, path)
+        return "diverged"
+    return None
+
+
+def save(
+    parts: "Parts", state: "State", instruments: "Instruments", path: Path, nll: float | None, *, last: bool
+) -> "RunState | None":
+    """Save a checkpoint, the `last` of this start or another.
+
+    "diverged", and nothing is saved, when a weight or what the optimizer keeps is not finite.
+    """
+    with instruments.meter.paused():
+        instruments.tracker.sync()
+        tell_skips(parts, instruments, path)
+        state.sums = instruments.window.state(parts.learner.ranks.sum)
+        state.guard, state.seconds = instruments.guard.state(), instruments.meter.elapsed
+        return None if parts.save(instruments.saver, state, nll, last=last) else "diverged"
+
+
+def tell_skips(parts: "Parts", instruments: "Instruments", path: Path) -> None:
+    """Say and write down which steps were skipped since the last call, and which rows they had."""
+    from trainer.rundir import note
+
+    for skip in instruments.guard.read():
+        if parts.learner.ranks.rank == 0:
+            rows = parts.loader.row_ids(skip.step).tolist()
+            note(path, "skip", skip.step + 1, reason=skip.reason, loss=skip.loss, rows=rows)
+            what = "is a spike" if skip.reason == "spike" else "or its gradient is not finite"
+            instruments.tracker.message(f"step {skip.step + 1} skipped: the loss, {skip.loss:.4g}, {what}")
 
 
 def train_row(sums: dict[str, float], rate: float) -> dict[str, float]:
@@ -237,78 +289,6 @@ def train_row(sums: dict[str, float], rate: float) -> dict[str, float]:
         "train/grad_norm": norm / steps if steps else float("nan"),
         "train/lr": rate,
     }
-
-
-def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
-    """What the newest intact checkpoint of the run says, and where it is; a fresh state when there is none.
-
-    Raises ConfigError when the config makes it another run, and `Damaged` when no checkpoint is intact.
-    """
-    from course import State
-
-    checkpoint, passed_over = durable.newest_checkpoint(path)
-    for reason in passed_over:
-        print(f"warning: damaged checkpoint passed over: {reason}", file=sys.stderr)
-    if not (path / "config.yaml").is_file():
-        if checkpoint:
-            raise durable.Damaged(f"{path}: has checkpoints but no config.yaml")
-        return State(), None
-    found = changes(read_tree(path / "config.yaml"), config_of_run(config))
-    if found.identity:
-        end = "; --restart starts anew, or choose another run.name"
-        raise ConfigError([f"{path} began with another config: {change}{end}" for change in found.identity])
-    if checkpoint is None:
-        return State(), None
-    state = State.read(checkpoint)
-    if any(change.key.startswith("loss") for change in found.recorded):
-        state.sums = {}  # a window does not mix the sums of two objectives
-    return state, checkpoint
-
-
-def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") -> None:
-    """Write down what this start runs with, and drop what a crash or a damaged checkpoint left behind."""
-    import torch
-
-    from course import describe_course
-    from trainer.checkpoint import go_on_from
-    from trainer.rundir import append_line, environment, keep_copy
-
-    kept = config_of_run(config)
-    go_on_from(path, state.step, state.best_step)
-    if state.step:
-        print(f"{path} goes on from step {state.step}", file=sys.stderr)
-        found = list(changes(read_tree(path / "config.yaml"), kept).recorded)
-        if state.teacher and parts.learner.teacher_digest and state.teacher != parts.learner.teacher_digest:
-            found.append(Change("loss.teacher's weights", state.teacher[:12], parts.learner.teacher_digest[:12]))
-        for change in found:
-            print(f"changed: {change}", file=sys.stderr)
-            append_line(path / "changes.jsonl", {"step": state.step, **vars(change)})
-    state.teacher = parts.learner.teacher_digest
-    held_out = parts.data.val.rows_by_source
-    for name in (name for name, rows in parts.data.train.rows_by_source.items() if rows and not held_out.get(name)):
-        print(f"warning: source {name} has no held-out text: validation says nothing about it", file=sys.stderr)
-    have, targets = parts.data.train.rows_by_source, parts.data.train.targets_by_source
-    for name, told in describe_course(config, have, targets, state, parts.total).items():
-        print(f"{name}: {told}", file=sys.stderr)
-    for file in files_of(config):
-        keep_copy(path, file)
-    durable.atomic_write(path / "config.yaml", dump(kept))
-    learner = parts.learner
-    extra = {
-        "world_size": learner.ranks.world_size,
-        "auto": learner.auto,
-        "corpus": parts.data.store.manifest["packages"],
-    }
-    facts = environment(str(learner.device), torch.get_num_threads(), extra)
-    durable.atomic_write(path / "env.json", json.dumps(facts, indent=1) + "\n")
-    parts.data.tokenizer.save(path)
-
-
-def config_of_run(config: RunConfig) -> RunConfig:
-    """A config as its run's directory has it: the files that its loss names are the copies kept there."""
-    from trainer.rundir import kept_name
-
-    return with_loss_paths(config, kept_name)
 
 
 @contextmanager
@@ -331,6 +311,6 @@ def profiler(path: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    from trainer.signals import end_process
+    from trainer.signals import run_process
 
-    end_process(main(sys.argv[1:]))
+    run_process(main)

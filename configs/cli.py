@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec
 
-from durable import Damaged
+from durable import Damaged, SaveFailed
 
 from .checks import hint
 
@@ -96,6 +96,10 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
     """
     if isinstance(error, Damaged):
         return DAMAGED, [str(error)]
+    if isinstance(error, SaveFailed):
+        return FAILED, [str(error)]
+    if isinstance(error, MemoryError):
+        return FAILED, [str(error) or "out of memory"]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, ["interrupted"]
     if isinstance(error, ValueError) and _raised_here(error):

@@ -2,7 +2,7 @@
 
 `off`, `on`, `yes`, `no`, `12:30:00` and dates are text; `3e-4` and `1e9` are floats; `0o17` and `0x1f` are integers.
 Refused, each with its line: duplicate keys, keys that are not text, aliases (`extends` does their work), merge keys
-(`<<` is an unknown key), tags that name other types, infinities and NaN.
+(`<<` is an unknown key), tags that name other types, infinities and NaN, text with a NUL.
 """
 
 import math
@@ -140,6 +140,8 @@ def _scalar(node: Node) -> Any:
     if kind == "str":
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise ValueError("text that is not valid Unicode")
+        if "\0" in text:
+            raise ValueError("text with a NUL, which no path or name can hold")
         return text
     if kind == "null":
         return None

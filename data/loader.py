@@ -113,6 +113,10 @@ class Loader:
         micro = self._train.read(own, filled, size, pin=self.pin)
         return Step(index, micro, int(self._train.targets[rows].sum()), rows)
 
+    def row_ids(self, index: int) -> np.ndarray:
+        """`row_ids` of a step, without reading them; int64."""
+        return self._samples(index)[0]
+
     def epochs_at(self, step: int) -> dict[str, float]:
         """How often each source with training rows has been gone through after `step` steps."""
         used = self.order.used(step * self.batch_rows + self.offset)

@@ -199,8 +199,20 @@ class Store:
         elif (have := sha256(path)) != want:
             found.append(f"{path}: sha256 {have[:12]} does not match the store, which was made with {want[:12]}")
         with ThreadPoolExecutor() as threads:  # hashing releases the interpreter lock
-            for some in threads.map(lambda s: s.damages(self.folder, content=content, known=known), self.shards):
+            for some in threads.map(lambda i: self._shard_damages(i, content, known), range(len(self.shards))):
                 found += some
+        return found
+
+    def _shard_damages(self, number: int, content: bool, known: Collection[str]) -> list[str]:
+        """See `damages`; where the content is looked at, an id that the vocabulary lacks is damage too."""
+        shard, size = self.shards[number], self.manifest["vocab_size"]
+        found = shard.damages(self.folder, content=content, known=known)
+        if content and not found and f"{shard.name}.bin" not in known:
+            ids = self.tokens(number)
+            if int(ids.max()) >= size:
+                at = int(np.argmax(ids >= size))
+                path = self.folder / f"{shard.name}.bin"
+                found.append(f"{path}: token {at} is {int(ids[at])}, and ids end at {size - 1}")
         return found
 
     def tokens(self, shard: int) -> np.ndarray:

@@ -79,7 +79,7 @@ class Products:
 
         `reuse` (C, V) is of the products' dtype and may be overwritten.
         """
-        if not any(self.wanted):
+        if not any(self.wanted) or not len(d_logits):  # a micro-batch of padding has no targets
             return
         unit = None
         if self.dtype == torch.float16:  # small weights would vanish below its range: keep size apart from shape

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .config import ModelConfig
     from .huggingface import from_huggingface, to_huggingface
     from .sampling import beam_search, eval_mode, generate, stream
-    from .store import load_model, save_model
+    from .store import load_model, read_model, save_model
     from .transformer import Transformer
 
 _HOME = {
@@ -18,7 +18,9 @@ _HOME = {
     "generate": "sampling",
     "stream": "sampling",
     "load_model": "store",
+    "read_model": "store",
     "save_model": "store",
+    "save_shape": "store",
     "from_huggingface": "huggingface",
     "to_huggingface": "huggingface",
 }
@@ -31,7 +33,9 @@ __all__ = [
     "from_huggingface",
     "generate",
     "load_model",
+    "read_model",
     "save_model",
+    "save_shape",
     "stream",
     "to_huggingface",
 ]

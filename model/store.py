@@ -1,21 +1,24 @@
-"""Models on disk: `model.safetensors` (each weight once) and `model.json` (all that is needed to build the module)."""
+"""Models on disk: `model.safetensors` (each weight once) and `model.json` (all that is needed to build the module).
+
+A checkpoint of several processes may have the weights in parts: see `tensorfiles`.
+"""
 
 import dataclasses
 import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from durable import STATE, Damaged, atomic_write, find_checkpoint
+from tensorfiles import open_tensors
 
 from .config import ModelConfig
 from .transformer import Transformer
 
 FORMAT = 1
-WEIGHTS = "model.safetensors"
+WEIGHTS = "model"
 SHAPE = "model.json"
 
 
@@ -28,8 +31,13 @@ def save_model(model: Transformer, directory: str | Path, state: dict[str, Tenso
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: t.detach().cpu().contiguous() for name, t in (state or model.state_dict()).items()}
+    atomic_write(directory / f"{WEIGHTS}.safetensors", save(weights, metadata={"format": "pt"}))
+    save_shape(model, directory)
+
+
+def save_shape(model: Transformer, directory: Path) -> None:
+    """Write `model.json` alone, for weights that the caller stores."""
     about = {"format": FORMAT, "vocab_size": model.vocab_size, "config": dataclasses.asdict(model.config)}
-    atomic_write(directory / WEIGHTS, save(weights, metadata={"format": "pt"}))
     atomic_write(directory / SHAPE, json.dumps(about, indent=1) + "\n")
 
 
@@ -41,15 +49,19 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", which: str 
     """
     path = Path(path)
     bare = (path / SHAPE).is_file() and not (path / STATE).is_file()
-    directory = path if bare else find_checkpoint(path, which)
+    return read_model(path if bare else find_checkpoint(path, which), device)
+
+
+def read_model(directory: Path, device: str | torch.device = "cpu") -> Transformer:
+    """What `load_model` returns, of a checkpoint that has just been found intact: its hashes are not compared again."""
     config, vocab_size = read_shape(directory / SHAPE)
     with torch.random.fork_rng(devices=[]):
         model = Transformer(config, vocab_size)
-    try:
-        state = load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise Damaged(f"{directory / WEIGHTS}: cannot be read ({error})") from None
-    check_state(model, state, directory / WEIGHTS)
+    with open_tensors(directory, WEIGHTS) as stored:
+        state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
+        check_state(model, state, directory)
+        for name, tensor in state.items():
+            stored[name].read_into(tensor)
     model.load_state_dict(state)
     return model.to(device).eval()
 

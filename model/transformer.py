@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 
@@ -30,6 +31,8 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    recompute = False
+    """Whether blocks compute their activations again in the backward pass instead of keeping them."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -74,7 +77,11 @@ class Transformer(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None or positions is None else cache.extend(layer, positions)
-            x = block(x, rope, mask, extend)
+            if self.recompute:
+                random = self.config.dropout > 0
+                x = checkpoint(block, x, rope, mask, extend, use_reentrant=False, preserve_rng_state=random)
+            else:
+                x = block(x, rope, mask, extend)
         x = self.norm(x)
         return F.linear(x, self.head_weight) if logits else x
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--max-new-tokens must be at least 1")
     from data import chat_prompt, load_tokenizer
     from durable import find_checkpoint
-    from model import beam_search, load_model, stream
+    from model import beam_search, read_model, stream
     from trainer.distributed import Place, pick_device
 
     def warn(reason: str) -> None:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     evaluated = (Path(args.run) / "checkpoints" / "best").is_file()
     device = pick_device(args.device, Place())
     path = find_checkpoint(args.run, args.checkpoint or ("best" if evaluated else "last"), warn=warn)
-    tokenizer, model = load_tokenizer(path), load_model(path, device=device)
+    tokenizer, model = load_tokenizer(path), read_model(path, device)
     prompt, stop = (
         chat_prompt(args.prompt, tokenizer) if args.chat else (tokenizer.encode(args.prompt), tokenizer.end_id)
     )

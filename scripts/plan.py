@@ -9,8 +9,10 @@ import torch
 from assemble import set_up_process
 from configs import RunConfig
 from course import State, describe_course, order_in_run, total_steps
-from data import Batch, Prepared, SplitConfig, estimate, load_tokenizer, lookup
-from learner import Learner, build_learner, memory_parts, rows_per_step
+from data import Prepared, SplitConfig, estimate, load_tokenizer, lookup
+from learner import Learner, build_learner, rows_per_step
+from scripts.plan_memory import memory_explained, step_memory, text_of
+from sizing import random_batch
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.meters import clock_text
 
@@ -25,8 +27,11 @@ def dry_run(config: RunConfig) -> int:
     set_up_process(config, place, device)
     data = lookup(config.data, config.model.context)
     vocab_size = data.tokenizer.vocab_size if data else assumed_vocabulary(config)
-    learner = build_learner(config, vocab_size, Ranks(place, device), device, data=data)
-    for name, value in facts(config, learner, data, vocab_size, timed=there):
+    ranks = Ranks(place, device)
+    with memory_explained(config, vocab_size, ranks):
+        learner = build_learner(config, vocab_size, ranks, device, data=data)
+        lines = facts(config, learner, data, vocab_size, timed=there)
+    for name, value in lines:
         print(f"{name:<14} {value}")
     return 0
 
@@ -58,8 +63,8 @@ def facts(
     """The lines of the plan as (name, value)."""
     shape, rows = config.model, rows_per_step(config)
     per_token = learner.flops_per_token
-    memory = memory_parts(config, learner.model, vocab_size, learner.micro_rows, learner.device)
-    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in memory.items())
+    at_once = learner.micro_rows
+    memory = step_memory(config, vocab_size, at_once, -(-rows // at_once), learner.device, learner.precision.name)
     lines = [
         ("model", f"{shape.preset}, {shape.layers} layers, {shape.dim} wide, context {shape.context}, "
                   f"vocabulary {vocab_size:,}{'' if data else ' (assumed: corpus not prepared)'}"),
@@ -68,7 +73,7 @@ def facts(
                  + (f", teacher {config.loss.teacher}" if config.loss.teacher else "")),
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
         ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
-        ("memory", f"about {sum(memory.values()) / 2**20:,.0f} MiB (MiB: {parts})"),
+        ("memory", f"about {text_of(memory)}, beside what the allocator keeps of what is freed"),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
     train_rows, by_source = expected_rows(config, data)
@@ -115,14 +120,7 @@ def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[s
 
 def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, float, float]:
     """Seconds of a whole step, of one micro-batch and of one update, each timed once after a first one to warm up."""
-    generator = torch.Generator().manual_seed(0)
-    size = (learner.micro_rows, learner.config.model.context)
-    tokens = torch.randint(0, vocab_size, size, generator=generator)
-    batch = Batch(
-        tokens=tokens, targets=tokens.roll(-1, 1), positions=torch.arange(size[1]).expand(size),
-        weights=torch.ones(size), bytes=torch.ones(size, dtype=torch.int32),
-        source=torch.zeros(size[0], dtype=torch.int64), single_document=False,
-    ).to(learner.device)  # fmt: skip
+    batch = random_batch(learner.micro_rows, learner.config.model.context, vocab_size, learner.device)
 
     def micro() -> None:
         learner.backward(learner.forward(batch).loss)
@@ -134,7 +132,7 @@ def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, floa
     for _ in range(3):
         times.append((seconds_of(micro, learner.device), seconds_of(update, learner.device)))
     micro_seconds, update_seconds = (min(column) for column in zip(*times[1:], strict=True))
-    return -(-rows // size[0]) * micro_seconds + update_seconds, micro_seconds, update_seconds
+    return -(-rows // learner.micro_rows) * micro_seconds + update_seconds, micro_seconds, update_seconds
 
 
 def seconds_of(act: Callable[[], None], device: torch.device) -> float:

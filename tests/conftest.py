@@ -1,34 +1,21 @@
 """What tests of whole runs share: a corpus that is prepared once, and ways to start a run as a user does."""
 
-import json
 import os
-import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.faults.runs import ROOT, TINY, Runs, exact, read_lines
+
+__all__ = ["ROOT", "Bench", "exact", "read_lines"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits
 
 
-class Bench:
-    """Starts runs of `configs/tiny.yaml` under one directory."""
+class Bench(Runs):
+    """Starts runs of `configs/tiny.yaml` under one directory, and fails the test when they end otherwise than meant."""
 
-    def __init__(self, directory: Path):
-        self.runs, self.corpora = directory / "runs", directory / "corpora"
-
-    def arguments(self, name: str, *overrides: str, config: str = "configs/tiny.yaml") -> list[str]:
-        places = [f"run.name={name}", f"run.dir={self.runs}", f"data.dir={self.corpora}"]
-        return ["train.py", config, *places, *overrides]
-
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    def train(self, name: str, *overrides: str, exits: int = 0, config: str = "configs/tiny.yaml") -> str:
+    def train(self, name: str, *overrides: str, exits: int = 0, config: str = TINY) -> str:
         """Run to its end; returns what it printed, stderr last. Fails unless it exits with `exits`."""
         return self.run(*self.arguments(name, *overrides, config=config), exits=exits)
 
@@ -39,25 +26,7 @@ class Bench:
         return out + err
 
     def torchrun(self, processes: int, name: str, *overrides: str) -> str:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return self.run(*launcher, *self.arguments(name, *overrides))
-
-    def rows(self, name: str) -> list[dict]:
-        return read_lines(self.runs / name / "metrics.jsonl")
-
-    def status(self, name: str) -> dict:
-        return json.loads((self.runs / name / "status.json").read_text())
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def exact(rows: Sequence[dict]) -> list[dict]:
-    """Rows without the keys that depend on the clock."""
-    from trainer.meters import WALL_CLOCK
-
-    return [{key: value for key, value in row.items() if key not in WALL_CLOCK} for row in rows]
+        return self.run(*self.launcher(processes), *self.arguments(name, *overrides))
 
 
 @pytest.fixture(scope="session")

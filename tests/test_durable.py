@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not there, and every damage is seen."""
 
+import errno
 import json
 import os
 import random
@@ -36,22 +37,18 @@ def test_committing_a_step_again_replaces_it(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["step_00000005"]
 
 
-def test_every_flipped_byte_of_every_file_is_seen(tmp_path):
+def test_every_changed_byte_of_every_file_is_seen(tmp_path):
     path = make(tmp_path, 5, tokens=12, loss=0.12345)
+    make(tmp_path, 4)
     rng = random.Random(0)
     for name in ("weights", "state.json"):
         whole = (path / name).read_bytes()
-        places = range(len(whole)) if name == "weights" else rng.sample(range(len(whole)), min(200, len(whole)))
-        for at in places:
-            flipped = bytearray(whole)
-            flipped[at] ^= 1 << rng.randrange(8)
-            (path / name).write_bytes(flipped)
-            try:
-                state = durable.verify(path)
-            except Damaged:
-                continue
-            # A flip between two kinds of white space is no damage: the same state is read.
-            assert name == "state.json" and state["tokens"] == 12 and state["loss"] == 0.12345, (name, at)
+        for at in range(len(whole)):  # also white space, and line ends
+            changed = bytearray(whole)
+            changed[at] = rng.choice([changed[at] ^ 1 << rng.randrange(8), *({10, 13} - {changed[at]})])
+            (path / name).write_bytes(changed)
+            found, reasons = durable.newest_checkpoint(tmp_path)
+            assert found is not None and durable.step_of(found) == 4 and str(path) in reasons[0], (name, at)
         (path / name).write_bytes(whole)
     durable.verify(path)
 
@@ -63,6 +60,69 @@ def test_every_truncation_is_seen(tmp_path, name, share):
     os.truncate(path / name, int((path / name).stat().st_size * share))
     with pytest.raises(Damaged, match=name):
         durable.verify(path)
+
+
+def test_without_contents_only_names_and_sizes_are_compared(tmp_path):
+    path = make(tmp_path, 5)
+    (path / "weights").write_bytes(bytes(200))
+    durable.verify(path, contents=False)
+    (path / "weights").write_bytes(bytes(199))
+    with pytest.raises(Damaged, match="199 bytes, not 200"):
+        durable.verify(path, contents=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b'{"files": 3, "self": ""}', b"[" * 100_000, b"\xff", None])
+def test_no_content_of_a_state_is_anything_but_damage(tmp_path, content):
+    path = make(tmp_path, 5)
+    (path / "state.json").unlink()
+    if content is None:
+        (path / "state.json").mkdir()
+    else:
+        (path / "state.json").write_bytes(content)
+    with pytest.raises(Damaged, match="no readable state.json"):
+        durable.verify(path)
+
+
+def test_other_things_under_the_name_of_a_checkpoint_are_damage(tmp_path):
+    make(tmp_path, 4)
+    folder = tmp_path / "checkpoints"
+    (folder / "step_00000005").write_text("a file")
+    (folder / "step_00000006").symlink_to("step_00000006")
+    (folder / "step_00000007").mkdir()
+    found, reasons = durable.newest_checkpoint(tmp_path)
+    assert found == folder / "step_00000004" and len(reasons) == 3
+
+
+def test_a_disk_that_cannot_read_is_damage_and_a_lack_of_permission_is_not(tmp_path, monkeypatch):
+    path = make(tmp_path, 5)
+    for number, kind in ((errno.EIO, Damaged), (errno.EACCES, PermissionError)):
+
+        def fails(file, number=number):
+            raise OSError(number, os.strerror(number), str(file))
+
+        monkeypatch.setattr(durable, "sha256", fails)
+        with pytest.raises(kind):
+            durable.verify(path)
+
+
+def test_a_checkpoint_that_is_being_replaced_counts_until_the_new_one_is_there(tmp_path):
+    five = make(tmp_path, 5)
+    nine = make(tmp_path, 9)
+    aside = nine.rename(nine.with_suffix(".old"))
+    assert durable.newest_checkpoint(tmp_path) == (aside, []) and durable.list_checkpoints(tmp_path) == [five, aside]
+    make(tmp_path, 9)
+    aside.mkdir()
+    assert durable.list_checkpoints(tmp_path) == [five, nine]
+
+
+def test_what_is_not_read_back_as_it_was_written_gets_no_name(tmp_path, monkeypatch):
+    first = make(tmp_path, 5, tokens=1)
+    real = durable.sha256
+    spoiled = iter([False, False, True])
+    monkeypatch.setattr(durable, "sha256", lambda path: "0" * 64 if next(spoiled, False) else real(path))
+    with pytest.raises(Damaged, match="sha256 differs"):
+        make(tmp_path, 5, tokens=2)
+    assert durable.verify(first)["tokens"] == 1
 
 
 def test_a_missing_file_is_seen(tmp_path):

@@ -93,7 +93,7 @@ class TrainConfig:
     compile: bool | Literal["auto"] = "auto"
     """torch.compile for each block. auto: on CUDA."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Several processes: ddp, each holds everything; fsdp (FSDP2), each a part. auto: ddp while a GPU has room for it."""
+    """Several processes: ddp, each holds everything; fsdp (FSDP2), each a part. auto: ddp while that fits."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass: less memory, a third more time."""
     spike_sigma: Annotated[float, Gt(0)] | None = 6.0

@@ -1,4 +1,4 @@
-"""How much memory a step needs, and so how many rows fit into one micro-batch."""
+"""A rule of thumb for the memory of a step, and so for the rows of one micro-batch."""
 
 import contextlib
 import ctypes
@@ -35,6 +35,11 @@ def logits(rows: int, vocab_size: int) -> int:
     return rows * vocab_size * _PER_ID
 
 
+def inputs(tokens: int, layers: int, dim: int) -> int:
+    """Bytes of the residual stream as each of `layers` takes it in: all that recomputation keeps."""
+    return 4 * tokens * layers * dim
+
+
 def free_bytes(device: torch.device) -> int:
     """What a step may use: most of a GPU's free memory; on a CPU little, since big batches leave its caches."""
     if device.type == "cuda":
@@ -51,6 +56,12 @@ def largest_micro_rows(rows: int, fits: Callable[[int], bool]) -> int:
     fit = max(1, bisect_left(range(1, rows + 1), True, key=lambda count: not fits(count)))
     divisor = next(m for m in range(fit, 0, -1) if rows % m == 0)
     return divisor if 2 * divisor > fit else -(-rows // -(-rows // fit))
+
+
+def release(device: torch.device) -> None:
+    """Give a GPU's unused blocks back, so that what another size left behind is not in the way."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def keep_freed_memory() -> None:

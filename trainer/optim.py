@@ -61,7 +61,7 @@ class Optimizers:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_at is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_at, norm)
-        return norm
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
 
     def set_rates(self, factor: float) -> None:
         """Set every group to `factor` times its peak rate."""
@@ -91,8 +91,21 @@ class Optimizers:
         for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
+    def allocate(self) -> None:
+        """Make the state that the first step would begin with, for a reader to fill."""
+        for optimizer in self.all:
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                if isinstance(optimizer, Muon):
+                    optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+                else:
+                    moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                    optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+
     def state(self) -> dict[str, Tensor]:
-        """Every state tensor as `optim.<parameter>.<key>`: independent of order and grouping."""
+        """Every state tensor as `optim.<parameter>.<key>`: independent of order and grouping.
+
+        Of a sharded parameter they are sharded alike, but for the number of steps, a scalar.
+        """
         return {
             f"{_PREFIX}{self.names[id(p)]}.{key}": value
             for optimizer in self.all

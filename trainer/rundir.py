@@ -1,6 +1,8 @@
 """The directory of a run: who may write to it, what state it is in, and where it was made."""
 
 import contextlib
+import datetime
+import errno
 import json
 import os
 import platform
@@ -8,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,25 +24,85 @@ EXIT_CODES: dict[RunState, int] = {
 }  # fmt: skip
 
 
+LOCK, STATUS = "run.lock", "status.json"
+_APPENDED = ("metrics.jsonl", "samples.jsonl", "changes.jsonl", "events.jsonl")
+_REPLACED = ("config.yaml", "env.json", STATUS, "tokenizer.json", "checkpoints/best", "curves.png", "eval/final.json")
+_FOLDERS = ("checkpoints", "eval", "files")
+_REFUSED = ("bad_input", "damaged")
+
+
 @contextlib.contextmanager
 def hold(path: Path, *, restart: bool) -> Iterator[None]:
     """Own the run directory `path`, made when missing, for the length of a `with` block.
 
     `restart` moves what is there aside, under the lock. Raises ValueError when the path cannot be a directory,
-    cannot be written, or another process holds it.
+    cannot be written, or another process holds it. A block that fails with `status.json` calling it bad input or
+    damage, before the run has begun with a `config.yaml`, leaves no directory behind that was not there, and what was
+    moved aside is back in its place.
     """
+    made: list[Path] = []  # innermost first
+    aside: Path | None = None
     with contextlib.ExitStack() as held:
         try:
+            made += [each for each in (path, *path.parents) if not each.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            if restart:
-                with file_lock(path / "run.lock", wait=False):
+            if restart and path not in made:
+                with file_lock(path / LOCK, wait=False):
                     aside = path.rename(_free_name(path))
                 print(f"the old run is now {aside}", file=sys.stderr)
                 path.mkdir()
-            held.enter_context(file_lock(path / "run.lock", wait=False))
+            held.enter_context(file_lock(path / LOCK, wait=False))
+            _probe(path)
         except OSError as error:
-            raise ValueError(f"cannot write the run to {path}: {error.strerror}") from None
-        yield
+            _undo(path, made, aside)
+            raise ValueError(f"cannot write the run to {error.filename or path}: {error.strerror}") from None
+        try:
+            yield
+        except Exception:
+            if (made or aside) and _refused(path) and not (path / "config.yaml").exists():
+                _undo(path, made, aside)
+            raise
+
+
+def _probe(path: Path) -> None:
+    """Raise an OSError, naming the place, unless a run can keep its files in the directory `path`."""
+    for folder in (path, *(path / name for name in _FOLDERS if os.path.lexists(path / name))):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            error.filename = str(folder)
+            raise
+    for file in (path / name for name in (*_APPENDED, *_REPLACED) if os.path.lexists(path / name)):
+        if not file.is_file():
+            raise OSError(errno.EINVAL, "is not a file", str(file))
+        if file.name in _APPENDED:
+            with open(file, "ab"):
+                pass
+
+
+def _refused(path: Path) -> bool:
+    """Whether this process has written that there is nothing to train."""
+    try:
+        status = json.loads((path / STATUS).read_text())
+        return status["pid"] == os.getpid() and status["state"] in _REFUSED
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _undo(path: Path, made: list[Path], aside: Path | None) -> None:
+    """Remove the directories that `hold` made, as far as there is nothing in them, and move `aside` back."""
+    with contextlib.suppress(OSError):
+        if path in made or aside:
+            for name in (STATUS, LOCK):
+                (path / name).unlink(missing_ok=True)
+        for folder in made:
+            if folder.exists():
+                folder.rmdir()
+        if aside:
+            path.rmdir()
+            aside.rename(path)
+            print(f"the old run is {path} again", file=sys.stderr)
 
 
 def _free_name(path: Path) -> Path:
@@ -52,7 +115,7 @@ def _free_name(path: Path) -> Path:
 def write_status(path: Path, state: RunState, step: int, exit_code: int | None) -> None:
     """Replace `status.json`: torchrun and make hide exit codes."""
     status = {"state": state, "exit": exit_code, "step": step, "pid": os.getpid(), "host": socket.gethostname()}
-    atomic_write(path / "status.json", json.dumps(status) + "\n")
+    atomic_write(path / STATUS, json.dumps(status) + "\n")
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -61,6 +124,12 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def note(path: Path, event: str, step: int, **facts: Any) -> None:
+    """Add a line to the run's `events.jsonl`: what happened, at which step, when (UTC). Nothing is read from there."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    append_line(path / "events.jsonl", {"event": event, "step": step, "time": when, **facts})
 
 
 def environment(device: str, threads: int, extra: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""How a run ends: SIGTERM and SIGINT ask it to save and stop, asked again it ends at once; and a process's last act."""
+"""How a run ends: SIGTERM, SIGINT and SIGUSR1 ask it to save and stop, asked again it ends at once; its last act."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -18,13 +18,24 @@ def end_process(code: int) -> NoReturn:
     """Leave with an exit code; one of several ranks does so without taking the interpreter apart.
 
     A thread of gloo's may still hold the result of the last collective, and if it lets go of it while the interpreter
-    is torn down, the process aborts: a finished run would look like a crash.
+    is torn down, the process aborts: a finished run would look like a crash. And a rank that has lost another should
+    not take seconds to leave, since its launcher waits for that.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def run_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Call `main` with the arguments of this process, and end it with the code that this returns."""
+    try:
+        code = main(sys.argv[1:])
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    end_process(code)
 
 
 class Stopped(BaseException):
@@ -38,7 +49,8 @@ class StopRequest:
     main thread. A later second signal calls `last_words` and ends the process with code 130.
     """
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    """The last is what a batch system sends ahead of a time limit, since it sends SIGTERM itself when time is up."""
 
     def __init__(self, last_words: Callable[[], None] = lambda: None) -> None:
         self.last_words = last_words
@@ -62,12 +74,13 @@ class StopRequest:
 
     @contextmanager
     def polling(self) -> Iterator[None]:
-        """Signals wait to be asked for."""
+        """Signals wait to be asked for; also after an error, which is not to be taken for an answer to them.
+
+        A launcher that sees one rank fail asks the others to stop while they still say what they make of it.
+        """
         self.polled = True
-        try:
-            yield
-        finally:
-            self.polled = False
+        yield
+        self.polled = False
 
     def __enter__(self) -> "StopRequest":
         self.before = {number: signal.signal(number, self._ask) for number in self.signals}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs import RunConfig, changes, dump, load, to_tree
 from configs.validate import validate
 
-text = st.text(max_size=12).filter(lambda s: not any("\ud800" <= c <= "\udfff" for c in s))
+text = st.text(max_size=12).filter(lambda s: not any("\ud800" <= c <= "\udfff" or c == "\0" for c in s))
 tricky = text | st.sampled_from(
     [
         "off",

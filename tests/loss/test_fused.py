@@ -192,6 +192,13 @@ def test_fp16_keeps_small_gradients(config, weight):
         assert (half - exact).norm() < 5e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_batch_without_targets_has_gradients_of_zero(dtype):
+    leaves = [x.to(dtype).requires_grad_() for x in (torch.randn(3, 4), torch.randn(11, 4))]
+    loss = objective("ce")(*leaves, torch.full((3,), -100)).loss
+    assert loss == 0 and not any(g.any() for g in torch.autograd.grad(loss, leaves))
+
+
 @pytest.mark.parametrize("fused", ["on", "off"])
 def test_the_loss_of_many_small_terms_is_summed_exactly(fused):
     """100 000 rows of 1e-3 nats in fp32 after one of 1e4: a running fp32 sum would lose the small ones."""

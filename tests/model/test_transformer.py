@@ -210,6 +210,48 @@ def test_compiled_gradients_are_the_same(make: Make, tokens: Tensor, preset: Pre
         assert (ours - theirs).norm() <= 1e-6 * ours.norm()
 
 
+# Activations computed again.
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recomputing_keeps_less_and_changes_no_bit(make: Make, tokens: Tensor, preset: Preset, dropout: float) -> None:
+    model = make(preset=preset, layers=4, dropout=dropout).train()
+    positions = restarting(10, 14).expand(3, 24)
+    results, kept = [], []
+    for model.recompute in (False, True):
+        kept.append(0)
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(tokens, positions).pow(2).sum()
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 3
+
+
+def test_compiled_blocks_are_recomputed_compiled(make: Make, tokens: Tensor) -> None:
+    model = make()
+    model.recompute = True
+    plain = torch.autograd.grad(model(tokens).pow(2).sum(), list(model.parameters()))
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    for block in model.blocks:
+        block.compile(backend=count, fullgraph=True, dynamic=False)
+    compiled = torch.autograd.grad(model(tokens).pow(2).sum(), list(model.parameters()))
+    assert graphs
+    for ours, theirs in zip(plain, compiled, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * ours.norm()
+
+
 # Dropout.
 
 

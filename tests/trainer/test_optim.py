@@ -171,6 +171,19 @@ def test_state_goes_on_bit_for_bit(name):
     assert_equal(optimizers.state(), resumed.state())
 
 
+@both
+def test_allocated_state_is_what_the_first_step_begins_with(name):
+    ours, theirs = Small(), Small()
+    allocated, empty = build(ours, name=name), build(theirs, name=name)
+    allocated.allocate()
+    assert not any(tensor.any() for tensor in allocated.state().values())
+    train(ours, allocated, range(2))
+    train(theirs, empty, range(2))
+    assert_equal(weights(ours), weights(theirs))
+    assert_equal(allocated.state(), empty.state())
+    assert all(tensor.dtype == empty.state()[key].dtype for key, tensor in allocated.state().items())
+
+
 def test_state_that_does_not_fit_is_refused():
     optimizers = build(Small(), name="adamw")
     train_model = Small()

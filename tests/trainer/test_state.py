@@ -1,10 +1,8 @@
 """The small stateful parts of a run: guard, window, checkpoints, signals, memory."""
 
-import itertools
 import json
 import math
 import os
-import shutil
 import signal
 
 import pytest
@@ -12,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import durable
 from trainer import checkpoint, memory, rundir
 from trainer.guard import LIMIT, Guard
 from trainer.precision import Precision, resolve
@@ -68,82 +65,6 @@ def test_window_leaves_a_skipped_step_out():
         window.add({"nll": torch.tensor(value)})
         window.close_step(torch.tensor(finite), torch.tensor(value))
     assert window.read(alone) == {"nll": 3.0, "grad_norm": 3.0, "steps": 2.0}
-
-
-def save(run, step, *, best_step=None, keep=2, text="x"):
-    state = {"best_step": best_step}
-    return checkpoint.save(run, step, lambda d: (d / "file").write_text(text), state, keep=keep)
-
-
-def steps(run):
-    return [durable.step_of(p) for p in durable.list_checkpoints(run)]
-
-
-def best(run):
-    return durable.step_of(durable.find_checkpoint(run, "best"))
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path):
-    for step in range(1, 6):
-        save(tmp_path, step, best_step=2 if step >= 2 else None)
-    assert steps(tmp_path) == [2, 4, 5] and best(tmp_path) == 2
-    save(tmp_path, 6, best_step=6)
-    assert steps(tmp_path) == [5, 6] and best(tmp_path) == 6
-
-
-def test_a_failing_save_leaves_everything_as_it_was(tmp_path):
-    save(tmp_path, 1, best_step=1)
-
-    def fail(directory):
-        (directory / "part").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError):
-        checkpoint.save(tmp_path, 2, fail, {"best_step": 2}, keep=1)
-    assert steps(tmp_path) == [1] and best(tmp_path) == 1
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step_00000001", "best"}
-
-
-@pytest.mark.parametrize("at", ["fsync", "rename", "replace"])
-def test_killed_at_any_call_inside_a_save_the_run_stays_loadable(tmp_path, monkeypatch, at):
-    """A child dies without warning at the k-th such system call of its second save, for every k."""
-    real, killed = getattr(os, at), 0
-    for k in range(1, 20):
-        run = tmp_path / str(k)
-        save(run, 1, best_step=1)
-        child = os.fork()
-        if child == 0:
-            calls = itertools.count(1)
-            monkeypatch.setattr(os, at, lambda *a: os._exit(9) if next(calls) == k else real(*a))  # noqa: B023
-            try:
-                save(run, 2, best_step=2, keep=1)
-            finally:
-                os._exit(0)
-        finished = os.waitpid(child, 0)[1] == 0
-        newest, _ = durable.newest_checkpoint(run)
-        assert newest is not None
-        state = durable.verify(newest)
-        checkpoint.go_on_from(run, state["step"], state["best_step"])
-        assert best(run) == state["best_step"] == state["step"]
-        assert not [p for p in (run / "checkpoints").iterdir() if p.suffix]
-        if finished:
-            break
-        killed += 1
-    assert finished and killed == {"fsync": 6, "rename": 2, "replace": 2}[at]
-
-
-def test_going_on_removes_leftovers_and_sets_damaged_ones_aside(tmp_path):
-    for step in (1, 2, 3):
-        save(tmp_path, step, keep=5, best_step=3)
-    folder = tmp_path / "checkpoints"
-    (folder / "step_00000004.tmp").mkdir()
-    (folder / ".best.123.tmp").write_text("")
-    shutil.copytree(folder / "step_00000001", folder / "step_00000000.old")
-    checkpoint.go_on_from(tmp_path, 2, best_step=1)
-    kept = {"step_00000001", "step_00000002", "step_00000003.damaged", "best"}
-    assert {p.name for p in folder.iterdir()} == kept and best(tmp_path) == 1
-    checkpoint.go_on_from(tmp_path, 2, best_step=None)
-    assert not (folder / "best").exists() and steps(tmp_path) == [1, 2]
 
 
 def test_tensors_round_trip(tmp_path):

@@ -1,0 +1,120 @@
+"""How much memory a training step takes, found by going through one with tensors that have no contents.
+
+The same code as in training says what is kept for the backward pass and when it is freed: nothing here knows a
+model or a loss. What is not seen is what a kernel takes for itself while it runs.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from configs import RunConfig
+from durable import find_checkpoint
+from learner import Learner, rows_per_step, training_loss
+from model import ModelConfig, Transformer
+from model.store import SHAPE, read_shape
+from sizing import OutOfMemory, fitting_rows, is_out_of_memory, random_batch
+from trainer.distributed import Place, Ranks
+from trainer.ledger import Ledger, without_contents
+from trainer.optim import Optimizers
+from trainer.precision import Precision, resolve
+
+MIB = 1 << 20
+
+
+def step_memory(
+    config: RunConfig, vocab_size: int, rows: int, micro_batches: int, device: torch.device, precision: str = "auto"
+) -> dict[str, int]:
+    """Bytes at the peak of a step of so many micro-batches of `rows`, on one process that holds everything.
+
+    By part: `weights` (with a teacher's), `optimizer` (its state, and what an update takes), `activations`,
+    `loss` (logits, their gradients and the head's) and `gradients`. `precision` is what the config's `auto` came to.
+    """
+    with without_contents("weights") as ledger:
+        learner = imagine(config, vocab_size, device, precision)
+        batch = random_batch(rows, config.model.context, vocab_size, device)
+        book_by_phase(learner.model, ledger)
+        for count in (1, min(micro_batches, 2)):  # the first step makes the optimizer's state
+            for _ in range(count):
+                loss = learner.forward(batch).loss
+                ledger.account = "gradients"
+                learner.backward(loss)
+                del loss
+            ledger.account = "optimizer"
+            learner.update(1e-9, torch.isfinite(learner.clip()))
+    return ledger.parts
+
+
+def imagine(config: RunConfig, vocab_size: int, device: torch.device, precision: str = "auto") -> Learner:
+    """A learner without contents, inside `without_contents`; uncompiled, and every id is seen equally often."""
+    teacher = None
+    with torch.device(device):
+        model = Transformer(config.model, vocab_size)
+        if config.loss.teacher is not None:
+            teacher = Transformer(shape_of(config.loss.teacher), vocab_size).requires_grad_(False).eval()
+    model.recompute = config.train.activation_checkpointing
+    if precision == "auto":
+        precision = resolve(config.train.precision, device)
+    objective = training_loss(config, vocab_size, None)
+    muon_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Learner(
+        config=config, ranks=Ranks(Place(), device), device=device, model=model, module=model, parallel=None,
+        objective=objective, plain=objective, teacher=teacher,
+        optimizers=Optimizers(dict(model.named_parameters()), model.roles(), config.optim, muon_dtype=muon_dtype),
+        precision=Precision(precision, device), micro_rows=1,
+    )  # fmt: skip
+
+
+def shape_of(path: str) -> ModelConfig:
+    """The shape of a run's, a checkpoint's or a saved model."""
+    bare = (Path(path) / SHAPE).is_file()
+    return read_shape((Path(path) if bare else find_checkpoint(Path(path), "last")) / SHAPE)[0]
+
+
+def book_by_phase(model: Transformer, ledger: Ledger) -> None:
+    """Book what the model makes as activations, and what comes after it as the loss."""
+
+    def book(account: str) -> None:
+        ledger.account = account
+
+    model.register_forward_pre_hook(lambda *_: book("activations"))
+    model.register_forward_hook(lambda *_: book("loss"))
+
+
+def text_of(parts: dict[str, int]) -> str:
+    """The parts of an estimate for people."""
+    each = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts.items())
+    return f"{sum(parts.values()) / MIB:,.0f} MiB (MiB: {each})"
+
+
+@contextmanager
+def memory_explained(config: RunConfig, vocab_size: int, ranks: Ranks, micro_rows: int | None = None) -> Iterator[None]:
+    """Inside, running out of memory raises OutOfMemory, which says what a step takes and what would make it less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # with them goes what the step held: telling needs some room
+        told = out_of_memory_text(config, vocab_size, ranks, micro_rows)
+        raise OutOfMemory(f"{told}; it said: {str(error).splitlines()[0][:120] or type(error).__name__}") from None
+
+
+def out_of_memory_text(config: RunConfig, vocab_size: int, ranks: Ranks, micro_rows: int | None) -> str:
+    """One line: what a step takes by part, and the settings that would make it less."""
+    rows, device, train = -(-rows_per_step(config) // ranks.world_size), ranks.device, config.train
+    with without_contents("weights"):
+        model = Transformer(config.model, vocab_size)
+        if micro_rows is None:
+            auto = train.micro_rows == "auto"
+            micro_rows = fitting_rows(config, model, vocab_size, rows, device) if auto else train.micro_rows
+    micro_rows = min(micro_rows, rows)
+    parts = step_memory(config, vocab_size, micro_rows, -(-rows // micro_rows), device)
+    less = [f"train.micro_rows={max(1, micro_rows // 2)} (now {micro_rows})"] if micro_rows > 1 else []
+    less += [] if train.activation_checkpointing else ["train.activation_checkpointing=true"]
+    less += ["loss.fused=on"] if config.loss.fused == "off" else []
+    less += [] if less else ["a smaller model"]
+    return f"out of memory: a step takes about {text_of(parts)}; less with {' or '.join(less)}"

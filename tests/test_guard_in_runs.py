@@ -1,0 +1,215 @@
+"""Steps that would do harm, injected into whole runs: poisoned and shuffled batches, and a stop in an evaluation."""
+
+import dataclasses
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+
+import durable
+import train
+from assemble import Parts
+from learner import Learner
+from tests.conftest import Bench, exact, read_lines
+from trainer.guard import LIMIT, WINDOW
+
+SHORT = ("train.steps=24", "eval.every=8", "save.every=8", "track.every=4", "eval.max_tokens=2048",
+         "eval.sample_tokens=0", "save.keep=9")  # fmt: skip
+
+
+def start(bench: Bench, name: str, *overrides: str) -> int:
+    return train.main(bench.arguments(name, *SHORT, *overrides)[1:])
+
+
+def events(bench: Bench, name: str, kind: str) -> list[dict]:
+    return [e for e in read_lines(bench.runs / name / "events.jsonl") if e["event"] == kind]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, calls: Iterable[int], how: Callable) -> list[dict[str, torch.Tensor]]:
+    """Change what some forward passes of training see or give; returns the weights before each of them."""
+    real, count, before = Learner.forward, 0, []
+
+    def forward(self, batch, **options):
+        nonlocal count
+        count += 1
+        if count - 1 not in calls:
+            return real(self, batch, **options)
+        before.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        return how(lambda changed: real(self, changed, **options), batch)
+
+    monkeypatch.setattr(Learner, "forward", forward)
+    return before
+
+
+def poison(forward, batch):
+    out = forward(batch)
+    return dataclasses.replace(out, loss=out.loss * math.nan, sums={k: v * math.nan for k, v in out.sums.items()})
+
+
+def shuffle(forward, batch):
+    order = torch.randperm(batch.targets.numel(), generator=torch.Generator().manual_seed(0))
+    return forward(dataclasses.replace(batch, targets=batch.targets.flatten()[order].view_as(batch.targets)))
+
+
+def assert_finite(bench: Bench, name: str) -> None:
+    from safetensors.torch import load_file
+
+    for path in durable.list_checkpoints(bench.runs / name):
+        for file in ("model", "optimizer"):
+            assert all(torch.isfinite(t).all() for t in load_file(path / f"{file}.safetensors").values())
+
+
+def test_a_poisoned_micro_batch_changes_nothing_and_is_told(bench: Bench, monkeypatch, capsys):
+    """One micro-batch of two: the whole step is left out, bit for bit, and its rows are written down."""
+    before = spoil(monkeypatch, {13}, poison)  # the second micro-batch of step 7
+    weights: list[dict[str, torch.Tensor]] = []
+    real = Learner.update
+
+    def update(self, factor, good):
+        real(self, factor, good)
+        weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    monkeypatch.setattr(Learner, "update", update)
+    assert start(bench, "poisoned", "train.micro_rows=16", "train.precision=fp32") == 0
+    assert all(torch.equal(before[0][name], weights[6][name]) for name in before[0])
+    assert not all(torch.equal(weights[6][name], weights[7][name]) for name in before[0])
+    (skip,) = events(bench, "poisoned", "skip")
+    assert (skip["step"], skip["reason"]) == (7, "not finite") and len(set(skip["rows"])) == 32
+    assert "step 7 skipped" in capsys.readouterr().err
+    rows = bench.rows("poisoned")
+    assert [row["train/skipped"] for row in rows if "train/skipped" in row] == [0, 1, 1, 1, 1, 1]
+    assert all(math.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
+    assert_finite(bench, "poisoned")
+
+
+def test_a_loss_spike_is_skipped(bench: Bench, monkeypatch):
+    """Shuffled labels after the window is full: without them the run would be the same but for that step."""
+    at = WINDOW + 7
+    before = spoil(monkeypatch, {at}, shuffle)
+    steps = ("train.steps=140", "train.batch_tokens=1024", "train.micro_rows=16", "eval.every=70", "save.every=70")
+    assert start(bench, "spike", *steps) == 0
+    (skip,) = events(bench, "spike", "skip")
+    assert (skip["step"], skip["reason"]) == (at + 1, "spike") and len(before) == 1
+    monkeypatch.undo()
+    assert start(bench, "no-spike", *steps) == 0
+    with_spike, clean = (bench.rows(name)[-1] for name in ("spike", "no-spike"))
+    assert with_spike["train/skipped"] == 1 and clean["train/skipped"] == 0
+    assert with_spike["val/nll"] == pytest.approx(clean["val/nll"], abs=0.02)
+
+
+def test_after_ten_in_a_row_it_goes_back_leaves_the_rows_out_and_halves_the_rate(bench: Bench, monkeypatch, capsys):
+    spoil(monkeypatch, range(11, 11 + LIMIT), poison)
+    assert start(bench, "back", "schedule={name: constant, warmup: 0}", "track.every=1") == 0
+    (back,) = events(bench, "back", "rollback")
+    assert (back["step"], back["to"], back["rate"]) == (21, 8, 0.5)  # not 16, where skipping had begun
+    assert "goes back from step 21 to 8" in capsys.readouterr().err
+    state = durable.verify(durable.find_checkpoint(bench.runs / "back"))
+    assert (state["rate"], state["rollbacks"], state["step"]) == (0.5, 1, 24)
+    assert state["skipped_rows"] == [[8 * 32, 21 * 32]] and state["row"] == (24 + 13) * 32
+    rows = bench.rows("back")
+    assert [row["step"] for row in rows] == list(range(1, 25)), "no step is there twice"
+    assert {row["train/lr"] for row in rows[:8]} == {0.02} and {row["train/lr"] for row in rows[8:]} == {0.01}
+    assert rows[-1]["train/skipped"] == LIMIT
+    assert_finite(bench, "back")
+    assert start(bench, "back", "schedule={name: constant, warmup: 0}", "track.every=1") == 0  # finished: says so
+
+
+def test_killed_after_going_back_it_goes_back_again_and_is_the_same_run(bench: Bench, monkeypatch):
+    """What it needs for that is a function of rows: here those that would be poisoned are bad wherever they come."""
+    bad: set[int] = set()
+    real = Learner.forward
+
+    def forward(self, batch, **options):
+        digest = int(batch.tokens.sum())
+        if recording is not None:
+            recording.append(digest)
+        return poison(lambda b: real(self, b, **options), batch) if digest in bad else real(self, batch, **options)
+
+    monkeypatch.setattr(Learner, "forward", forward)
+    recording: list[int] | None = []
+    assert start(bench, "recorded", "train.steps=22") == 0
+    bad, recording = set(recording[9 : 9 + LIMIT]), None
+    assert start(bench, "unkilled") == 0
+    killed_at = 12
+    tick = Parts.rate
+
+    def rate(self, step):
+        if step == killed_at and state["rolled"]:
+            raise KeyboardInterrupt
+        return tick(self, step)
+
+    state = {"rolled": False}
+    roll_back = train.roll_back
+
+    def rolled(*args):
+        state["rolled"] = True
+        return roll_back(*args)
+
+    monkeypatch.setattr(train, "roll_back", rolled)
+    monkeypatch.setattr(Parts, "rate", rate)
+    assert start(bench, "killed-back") == 130
+    assert durable.step_of(durable.find_checkpoint(bench.runs / "killed-back")) == 8
+    state["rolled"], killed_at = False, -1
+    assert start(bench, "killed-back") == 0
+    assert exact(bench.rows("killed-back")) == exact(bench.rows("unkilled"))
+    assert len(events(bench, "unkilled", "rollback")) == 1 and len(events(bench, "killed-back", "rollback")) == 2
+
+
+def test_the_fourth_time_it_has_diverged(bench: Bench, monkeypatch, capsys):
+    spoil(monkeypatch, range(9, 1000), poison)
+    assert start(bench, "lost") == 4
+    assert bench.status("lost")["state"] == "diverged" and bench.status("lost")["exit"] == 4
+    assert [event["rate"] for event in events(bench, "lost", "rollback")] == [0.5, 0.25, 0.125]
+    assert "diverged" in capsys.readouterr().out
+    assert_finite(bench, "lost")
+
+
+def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
+    """A weight goes bad without a sign in loss or gradient, just before a save: the run goes back instead."""
+    real, spoiled = Parts.save, []
+
+    def save(self, saver, state, nll, **options):
+        if state.step == 16 and not spoiled:
+            spoiled.append(state.step)
+            with torch.no_grad():
+                next(iter(self.learner.model.parameters())).view(-1)[0] = math.inf
+        return real(self, saver, state, nll, **options)
+
+    monkeypatch.setattr(Parts, "save", save)
+    assert start(bench, "silent") == 0
+    (back,) = events(bench, "silent", "rollback")
+    assert (back["step"], back["to"]) == (16, 8)
+    assert [durable.step_of(p) for p in durable.list_checkpoints(bench.runs / "silent")] == [8, 16, 24]
+    assert_finite(bench, "silent")
+
+
+@pytest.mark.parametrize("at", [8, 24], ids=["halfway", "at-the-end"])
+def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at: int):
+    """The evaluation is cut off, the step saved, and the next start does the evaluation first."""
+    several = "train.micro_rows=4"  # an evaluation takes several batches
+    assert start(bench, f"uncut-{at}", several) == 0
+    real, update, steps = Learner.score, Learner.update, []
+    scored: list[int] = []
+
+    def score(self, batch, **options):
+        scored.append(len(steps))
+        if len(steps) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, **options)
+
+    def counted(self, factor, good):
+        steps.append(factor)
+        update(self, factor, good)
+
+    monkeypatch.setattr(Learner, "score", score)
+    monkeypatch.setattr(Learner, "update", counted)
+    assert start(bench, f"cut-{at}", several) == 75
+    assert scored.count(at) == 1, "the batches after the signal were not scored"
+    state = durable.verify(durable.find_checkpoint(bench.runs / f"cut-{at}"))
+    assert state["owed"] and state["step"] == at and all(row["step"] < at for row in bench.rows(f"cut-{at}"))
+    monkeypatch.undo()
+    assert start(bench, f"cut-{at}", several) == 0
+    assert exact(bench.rows(f"cut-{at}")) == exact(bench.rows(f"uncut-{at}"))
