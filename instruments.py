@@ -52,7 +52,7 @@ class Instruments:
     def beat(self) -> None:
         """A step is done."""
         if not self.settled:  # the first one took its time
-            self.ranks.settle(self.timeout)
+            self.ranks.settle(1.5 * self.timeout)  # after the watchdog, which shows where each rank hangs
             self.settled = True
         self.watchdog.beat()
         self.saver.check()

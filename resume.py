@@ -29,8 +29,7 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
     checkpoint, passed_over = durable.newest_checkpoint(path)
     for reason in passed_over:
         print(f"warning: damaged checkpoint passed over: {reason}", file=sys.stderr)
-    for name in (METRICS, SAMPLES):
-        read_rows(path / name)  # before this start changes anything: they may be damaged
+    rows, _ = (read_rows(path / name) for name in (METRICS, SAMPLES))  # first of all: they may be damaged
     if not (path / "config.yaml").is_file():
         if checkpoint:
             raise durable.Damaged(f"{path}: has checkpoints but no config.yaml")
@@ -40,6 +39,10 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
         end = "; --restart starts anew, or choose another run.name"
         raise ConfigError([f"{path} began with another config: {change}{end}" for change in found.identity])
     if checkpoint is None:
+        if rows:
+            last = rows[-1]["step"]
+            told = f"there is no checkpoint of {path}, which was at step {last}: it begins again"
+            print(f"warning: {told}", file=sys.stderr)
         return State(), None
     state = State.read(checkpoint)
     if any(change.key.startswith("loss") for change in found.recorded):

@@ -59,8 +59,12 @@ def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
     path, place = Path(config.run.dir) / config.run.name, Place.from_environment()
 
     def leave(state: "RunState", code: int | None) -> None:
-        if place.rank == 0:
+        if place.rank > 0:
+            return
+        try:
             write_status(path, state, last_step(path), code)
+        except OSError as error:  # what has happened must not be hidden by this
+            print(f"warning: {path}/status.json: {error.strerror}", file=sys.stderr)
 
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(last_words=lambda: leave("stopped", EXIT_KILLED)))

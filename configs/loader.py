@@ -57,7 +57,8 @@ def read_tree(path: FilePath) -> dict[str, Any]:
     try:
         tree = parse(path.read_text(encoding="utf-8")).tree
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read ({error})"]) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: holds no config"])
     return tree

@@ -87,9 +87,17 @@ def surroundings() -> dict[str, Any]:
 
 def figures(runs: Runs, *, quick: bool) -> dict[str, Any]:
     """What is a matter of degree: the time that survival costs."""
+    import torch
+
+    from trainer.memory import keep_freed_memory
+
+    from .faults.background import LARGE, SMALL, saving_times
     from .faults.trackers import step_times
 
-    return {"wandb": step_times(runs, 1 if quick else 5)}
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as every run on a CPU does
+    saving = saving_times(runs.runs / "saving", SMALL if quick else LARGE, saves=1 if quick else 5)
+    return {"wandb": step_times(runs, 1 if quick else 5), "saving": saving}
 
 
 if __name__ == "__main__":

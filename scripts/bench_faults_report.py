@@ -167,6 +167,14 @@ def _costs(report: Report) -> str:
             f"- A kill and the start after it: {(whole - clean) / kills:.1f} s, most of it Python importing torch "
             f"({clean:.0f} s without a kill, {whole:.0f} s with {kills})."
         )
+    if saving := report["figures"].get("saving"):
+        size = f"{saving['parameters'] / 1e6:.1f}M parameters with AdamW's state, {saving['bytes'] / 1e9:.2f} GB"
+        share = saving["background"] / saving["foreground"]
+        lines.append(
+            f"- A checkpoint of {size}: {saving['foreground']:.2f} s when training waits for it. In the background it\n"
+            f"  holds training up for {saving['background']:.2f} s ({share:.1%}); sharing the machine with it "
+            f"costs steps of {saving['step']:.2f} s\n  another {saving['contention']:.2f} s in all."
+        )
     if wandb := report["figures"].get("wandb"):
         lines.append(
             f"- A step while wandb cannot be reached: {wandb['unreachable']:.2f} ms, {wandb['off']:.2f} ms without it "

@@ -56,15 +56,14 @@ def imagine(config: RunConfig, vocab_size: int, device: torch.device, precision:
         if config.loss.teacher is not None:
             teacher = Transformer(shape_of(config.loss.teacher), vocab_size).requires_grad_(False).eval()
     model.recompute = config.train.activation_checkpointing
-    if precision == "auto":
-        precision = resolve(config.train.precision, device)
+    kind = resolve(config.train.precision if precision == "auto" else precision, device)
     objective = training_loss(config, vocab_size, None)
-    muon_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    muon_dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     return Learner(
         config=config, ranks=Ranks(Place(), device), device=device, model=model, module=model, parallel=None,
         objective=objective, plain=objective, teacher=teacher,
         optimizers=Optimizers(dict(model.named_parameters()), model.roles(), config.optim, muon_dtype=muon_dtype),
-        precision=Precision(precision, device), micro_rows=1,
+        precision=Precision(kind, device), micro_rows=1,
     )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def text_of(parts: dict[str, int]) -> str:
 
 
 @contextmanager
-def memory_explained(config: RunConfig, vocab_size: int, ranks: Ranks, micro_rows: int | None = None) -> Iterator[None]:
+def memory_explained(config: RunConfig, vocab_size: int, ranks: Ranks) -> Iterator[None]:
     """Inside, running out of memory raises OutOfMemory, which says what a step takes and what would make it less."""
     try:
         yield
@@ -99,19 +98,18 @@ def memory_explained(config: RunConfig, vocab_size: int, ranks: Ranks, micro_row
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # with them goes what the step held: telling needs some room
-        told = out_of_memory_text(config, vocab_size, ranks, micro_rows)
+        told = out_of_memory_text(config, vocab_size, ranks)
         raise OutOfMemory(f"{told}; it said: {str(error).splitlines()[0][:120] or type(error).__name__}") from None
 
 
-def out_of_memory_text(config: RunConfig, vocab_size: int, ranks: Ranks, micro_rows: int | None) -> str:
+def out_of_memory_text(config: RunConfig, vocab_size: int, ranks: Ranks) -> str:
     """One line: what a step takes by part, and the settings that would make it less."""
     rows, device, train = -(-rows_per_step(config) // ranks.world_size), ranks.device, config.train
-    with without_contents("weights"):
-        model = Transformer(config.model, vocab_size)
-        if micro_rows is None:
-            auto = train.micro_rows == "auto"
-            micro_rows = fitting_rows(config, model, vocab_size, rows, device) if auto else train.micro_rows
-    micro_rows = min(micro_rows, rows)
+    wanted = train.micro_rows
+    if wanted == "auto":
+        with without_contents("weights"):
+            wanted = fitting_rows(config, Transformer(config.model, vocab_size), vocab_size, rows, device)
+    micro_rows = min(wanted, rows)
     parts = step_memory(config, vocab_size, micro_rows, -(-rows // micro_rows), device)
     less = [f"train.micro_rows={max(1, micro_rows // 2)} (now {micro_rows})"] if micro_rows > 1 else []
     less += [] if train.activation_checkpointing else ["train.activation_checkpointing=true"]

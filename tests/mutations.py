@@ -14,13 +14,14 @@ import yaml
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 2**31, 2**63 - 1, 2**63, 10**400, -(10**30), 0.0, 1e-320, 1e308, -0.5, 0.5, 3.0,
     "", " ", "x", "off", "none", "auto", "5M tokens", "-5M tokens", "1e9B", "\u202e\u0000\ud7ff", "ü" * 5000, "../..",
-    "/dev/null", "/proc/self/mem", "a\nb\tc", "{x", "<<", [], [[]], [1, "a", None], {}, {"": 1}, {"a": {"b": []}}, {"ce": {}},
+    "/dev/null", "/proc/self/mem", "a\nb\tc", "{x", "<<", [], [[]], [1, "a", None], {}, {"": 1},
+    {"a": {"b": []}}, {"ce": {}},
 ]  # fmt: skip
 SNIPPETS = [
     b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"&a ", b"*a", b"<<: *a\n", b"<<: {a: 1}\n",
-    b"!!python/object:os.system ", b"!!binary aGk=", b"!!set {a}", b"!x ", b"%YAML 1.1\n---\n", b"---\n", b"...\n", b"? [1]\n: 2\n", b"{" * 2000,
-    b"[" * 50, b"- " * 3000, b"|\n", b": ", b"#", b"'", b'"', b"\\ud800", b"2024-01-01", b".nan", b"1_000", b"0o17", b"\xe2\x80\xa8",
-    b"\r",
+    b"!!python/object:os.system ", b"!!binary aGk=", b"!!set {a}", b"!x ", b"%YAML 1.1\n---\n", b"---\n", b"...\n",
+    b"? [1]\n: 2\n", b"{" * 2000, b"[" * 50, b"- " * 3000, b"|\n", b": ", b"#", b"'", b'"', b"\\ud800", b"2024-01-01",
+    b".nan", b"1_000", b"0o17", b"\xe2\x80\xa8", b"\r",
 ]  # fmt: skip
 
 

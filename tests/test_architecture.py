@@ -28,7 +28,7 @@ HOMES = {  # third party -> the places that may import it; tests and benchmarks 
     "pydantic": {"configs/"},
     "matplotlib": {"eval/", "scripts/bench_picture.py", "scripts/bench_faults_picture.py"},
     "transformers": set(),
-    "safetensors": {"model/", "tensorfiles.py", "trainer/checkpoint.py"},
+    "safetensors": {"model/", "tensorfiles.py", "scripts/faults/saves.py"},
     "tqdm": {"data/", "trainer/"},
     "ray": {"data/making/engine_ray.py"},
     "liger_kernel": {"loss/liger.py", "scripts/bench_contest.py"},

@@ -4,6 +4,8 @@ In one process, through the `main` of the real command; the long counts are soak
 """
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,7 +17,7 @@ import torch
 import train
 from configs import ConfigError, load, read_tree
 from tests import mutations
-from tests.conftest import read_lines
+from tests.conftest import ROOT, read_lines
 
 # What keeps any config that loads small, and inside the test's own folders.
 SMALL = (
@@ -150,14 +152,26 @@ def go_on_here(small: Small, capfd: pytest.CaptureFixture[str]) -> Callable[[], 
     return start
 
 
+def go_on_there(small: Small) -> Callable[[], tuple[int, str]]:
+    """The same by the real command."""
+    places = [f"run.dir={small.runs}", f"data.dir={small.directory}/corpora"]
+    command = [sys.executable, "train.py", f"{small.directory}/small.yaml", *SMALL, *places, "train.steps=3"]
+
+    def start() -> tuple[int, str]:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=300)
+        return done.returncode, done.stderr
+
+    return start
+
+
 def test_mutated_configs(small: Small, capfd: pytest.CaptureFixture[str]) -> None:
-    codes = fuzz_configs(small, capfd, 0, 60)
-    assert codes[2] > 30
+    codes = fuzz_configs(small, capfd, 0, 40)
+    assert codes[2] > 20
 
 
 def test_mutated_runs(small: Small, capfd: pytest.CaptureFixture[str]) -> None:
-    codes = fuzz_runs(small, 0, 25, go_on_here(small, capfd))
-    assert codes[2] and codes[0]
+    codes = fuzz_runs(small, 0, 10, go_on_here(small, capfd))
+    assert codes[0]
 
 
 @pytest.mark.soak
@@ -168,3 +182,20 @@ def test_five_hundred_mutated_configs(small: Small, capfd: pytest.CaptureFixture
 @pytest.mark.soak
 def test_two_hundred_mutated_runs(small: Small, capfd: pytest.CaptureFixture[str]) -> None:
     print(fuzz_runs(small, 1000, 200, go_on_here(small, capfd)))
+
+
+@pytest.mark.soak
+def test_mutated_runs_through_the_real_command(small: Small) -> None:
+    fuzz_runs(small, 2000, 24, go_on_there(small))
+
+
+@pytest.mark.soak
+def test_mutated_configs_through_the_real_command(small: Small) -> None:
+    path, places = small.directory / "mutated.yaml", [f"run.dir={small.runs}", f"data.dir={small.directory}/corpora"]
+    for seed in range(3000, 3024):
+        path.write_bytes(mutations.config_text(Random(seed), read_tree(small.directory / "small.yaml")))
+        command = [sys.executable, "train.py", str(path), *SMALL, *places]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=300)
+        assert done.returncode in (0, 4) or with_reason(done.returncode, done.stderr), (seed, done.stderr)
+        assert small.runs.exists() == (done.returncode in (0, 4)), seed
+        shutil.rmtree(small.runs, ignore_errors=True)

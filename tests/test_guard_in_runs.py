@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable
 
@@ -120,18 +121,17 @@ def test_after_ten_in_a_row_it_goes_back_leaves_the_rows_out_and_halves_the_rate
 def test_killed_after_going_back_it_goes_back_again_and_is_the_same_run(bench: Bench, monkeypatch):
     """What it needs for that is a function of rows: here those that would be poisoned are bad wherever they come."""
     bad: set[int] = set()
+    seen: list[int] = []
     real = Learner.forward
 
     def forward(self, batch, **options):
         digest = int(batch.tokens.sum())
-        if recording is not None:
-            recording.append(digest)
+        seen.append(digest)
         return poison(lambda b: real(self, b, **options), batch) if digest in bad else real(self, batch, **options)
 
     monkeypatch.setattr(Learner, "forward", forward)
-    recording: list[int] | None = []
     assert start(bench, "recorded", "train.steps=22") == 0
-    bad, recording = set(recording[9 : 9 + LIMIT]), None
+    bad.update(seen[9 : 9 + LIMIT])
     assert start(bench, "unkilled") == 0
     killed_at = 12
     tick = Parts.rate
@@ -169,7 +169,7 @@ def test_the_fourth_time_it_has_diverged(bench: Bench, monkeypatch, capsys):
 
 def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
     """A weight goes bad without a sign in loss or gradient, just before a save: the run goes back instead."""
-    real, spoiled = Parts.save, []
+    real, spoiled = Parts.save, list[int]()
 
     def save(self, saver, state, nll, **options):
         if state.step == 16 and not spoiled:
@@ -191,8 +191,8 @@ def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at
     """The evaluation is cut off, the step saved, and the next start does the evaluation first."""
     several = "train.micro_rows=4"  # an evaluation takes several batches
     assert start(bench, f"uncut-{at}", several) == 0
-    real, update, steps = Learner.score, Learner.update, []
-    scored: list[int] = []
+    real, update = Learner.score, Learner.update
+    steps, scored = list[float](), list[int]()
 
     def score(self, batch, **options):
         scored.append(len(steps))
@@ -213,3 +213,29 @@ def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at
     monkeypatch.undo()
     assert start(bench, f"cut-{at}", several) == 0
     assert exact(bench.rows(f"cut-{at}")) == exact(bench.rows(f"uncut-{at}"))
+
+
+def test_a_run_directory_that_vanishes_ends_the_run_with_one_line(bench: Bench, monkeypatch, capsys):
+    """Three saves in a row find no place; there is no place for status.json either, and no traceback."""
+    real, steps = Learner.update, list[float]()
+
+    def update(self, factor, good):
+        real(self, factor, good)
+        steps.append(factor)
+        if len(steps) == 3:
+            shutil.rmtree(bench.runs / "vanished")
+
+    monkeypatch.setattr(Learner, "update", update)
+    assert start(bench, "vanished", "save.every=4") == 1
+    told = capsys.readouterr().err
+    assert "3 saves in a row failed" in told and "vanished" in told and "Traceback" not in told
+    assert len(steps) == 12 and not (bench.runs / "vanished").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(bench: Bench, capsys):
+    assert start(bench, "bare", "train.steps=16", "schedule.decay=8") == 0
+    shutil.rmtree(bench.runs / "bare" / "checkpoints")
+    capsys.readouterr()
+    assert start(bench, "bare", "train.steps=16", "schedule.decay=8") == 0
+    assert "there is no checkpoint of" in capsys.readouterr().err
+    assert [row["step"] for row in bench.rows("bare")] == [4, 8, 12, 16]

@@ -51,6 +51,7 @@ def adapted(command: str, bench: Bench) -> str:
     if "scripts.bench" in command:
         small = {
             "loss": "--rows 64 --vocab 300 --repeats 1 --memory-rows 64 --eps 0.1 --dtype bf16",
+            "faults": "--only F3",
             "data": "--megabytes 1 --documents 1000 --only ours",
         }
         command += f" {small[command.split()[3]]} --out runs/bench"

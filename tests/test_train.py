@@ -8,28 +8,10 @@ import signal
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import durable
-from tests.conftest import Bench, exact
-
-SHORT = ("train.steps=24", "eval.every=8", "save.every=6", "track.every=3", "eval.max_tokens=2048",
-         "eval.sample_tokens=8")  # fmt: skip
-
-
-def final_weights(bench: Bench, name: str) -> dict[str, torch.Tensor]:
-    path = durable.find_checkpoint(bench.runs / name)
-    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
-
-
-def assert_same_run(bench: Bench, one: str, other: str, samples: bool = True) -> None:
-    assert exact(bench.rows(one)) == exact(bench.rows(other))
-    a, b = final_weights(bench, one), final_weights(bench, other)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    if samples:
-        texts = [(bench.runs / name / "samples.jsonl").read_text() for name in (one, other)]
-        assert texts[0] == texts[1] != ""
+from scripts.faults.runs import SHORT
+from tests.conftest import Bench
 
 
 @pytest.fixture(scope="module")
@@ -69,63 +51,21 @@ def test_a_finished_run_prints_its_summary_again_and_changes_nothing(bench: Benc
     assert {p: p.read_bytes() for p in before} == before
 
 
-def kill_at(bench: Bench, name: str, step: int, number: signal.Signals, *overrides: str, seconds: float = 120.0) -> int:
-    """Start the run, send it a signal once its metrics reach `step` or `seconds` have passed; returns its exit code."""
-    process = bench.start(*bench.arguments(name, *overrides))
-    file, deadline = bench.runs / name / "metrics.jsonl", time.monotonic() + seconds
-    began = file.stat().st_mtime_ns if file.exists() else 0
-    while process.poll() is None and time.monotonic() < deadline:
-        text = file.read_text() if file.exists() and file.stat().st_mtime_ns > began else ""  # rows of this start
-        complete = text[: text.rfind("\n") + 1].splitlines()
-        if complete and json.loads(complete[-1])["step"] >= step:
-            break
-        time.sleep(0.002)
-    process.send_signal(number)
-    process.communicate(timeout=120)
-    return process.returncode
-
-
-def interrupt_and_compare(bench: Bench, name: str, reference: str, kills: int, steps: int, *overrides: str) -> None:
-    """Kill at random steps and, every third time, at a random moment, wherever the process is then."""
-    every_step = (*SHORT, *overrides, "track.every=1", f"train.steps={steps}")
-    bench.train(reference, *every_step)
-    rng = random.Random(name)
-    for number, step in enumerate(sorted(rng.sample(range(1, steps - 2), kills))):
-        seconds = rng.uniform(0.5, 4.0) if number % 3 == 2 else 120.0
-        assert kill_at(bench, name, step, signal.SIGKILL, *every_step, seconds=seconds) == -signal.SIGKILL
-    bench.train(name, *every_step)
-    assert_same_run(bench, reference, name)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_killed_at_random_steps_the_run_is_the_one_it_would_have_been(bench: Bench, precision: str):
-    override = f"train.precision={precision}"
-    interrupt_and_compare(bench, f"killed-{precision}", f"clean-{precision}", 3, 24, override)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_killed_twenty_times(bench: Bench, precision: str):
-    override = f"train.precision={precision}"
-    interrupt_and_compare(bench, f"soak-killed-{precision}", f"soak-clean-{precision}", 20, 120, override)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_exits_75_and_goes_on(bench: Bench, whole: str, number: signal.Signals):
-    name = f"stopped-{number.name}"
-    assert kill_at(bench, name, 7, number, *SHORT) == 75
+def test_asked_to_stop_it_saves_exits_75_and_goes_on(bench: Bench, whole: str):
+    name = "stopped"
+    assert bench.kill_at(name, 7, signal.SIGTERM, *SHORT) == 75
     status = bench.status(name)
     assert status["state"] == "stopped" and status["exit"] == 75 and 8 <= status["step"] < 24
     bench.train(name, *SHORT)
-    assert_same_run(bench, whole, name)
+    bench.check_same(whole, name)
 
 
 def test_with_dropout_accumulation_and_adamw_a_resume_is_exact_too(bench: Bench):
     odd = (*SHORT, "model.dropout=0.1", "train.micro_rows=5", "optim.name=adamw", "train.steps=12", "schedule.decay=4")
     bench.train("odd", *odd)
-    assert kill_at(bench, "odd-killed", 7, signal.SIGKILL, *odd) == -signal.SIGKILL
+    assert bench.kill_at("odd-killed", 7, signal.SIGKILL, *odd) == -signal.SIGKILL
     bench.train("odd-killed", *odd)
-    assert_same_run(bench, "odd", "odd-killed")
+    bench.check_same("odd", "odd-killed")
 
 
 FIFTY = ("train.steps=50", "eval.every=25", "save.every=50", "track.every=1", "eval.sample_tokens=0",
@@ -175,7 +115,7 @@ def test_two_processes_stop_together_and_go_on_exactly(bench: Bench, fifty: tupl
     assert status["state"] == "stopped" and status["exit"] == 75 and status["step"] >= 10
     bench.torchrun(2, "pair", *fifty)
     bench.torchrun(2, "unbroken", *fifty)
-    assert_same_run(bench, "pair", "unbroken", samples=False)
+    bench.check_same("pair", "unbroken", samples=False)
     bench.torchrun(2, "pair", *fifty)  # finished: says so again
     assert bench.status("pair")["state"] == "done"
     bench.torchrun(2, "pair", *fifty, "train.steps=3", "model.dim=32", "--restart")
@@ -183,7 +123,7 @@ def test_two_processes_stop_together_and_go_on_exactly(bench: Bench, fifty: tupl
 
 
 def test_a_run_of_one_process_goes_on_with_two(bench: Bench, fifty: tuple[str, ...]):
-    assert kill_at(bench, "grown", 10, signal.SIGTERM, *fifty) == 75
+    assert bench.kill_at("grown", 10, signal.SIGTERM, *fifty) == 75
     bench.torchrun(2, "grown", *fifty)
     grown, whole = ([row["train/nll"] for row in bench.rows(name)] for name in ("grown", "fifty"))
     assert grown == pytest.approx(whole, rel=1e-4)
@@ -224,7 +164,7 @@ def test_another_shape_or_corpus_is_refused_and_nothing_is_lost(bench: Bench, wh
 
 
 def test_changed_rates_are_accepted_and_recorded(bench: Bench, whole: str):
-    assert kill_at(bench, "changed", 7, signal.SIGTERM, *SHORT) == 75
+    assert bench.kill_at("changed", 7, signal.SIGTERM, *SHORT) == 75
     told = bench.train("changed", *SHORT, "optim.rates.matrix=0.01", "train.steps=26")
     assert "goes on from step" in told and "changed: optim.rates.matrix: 0.02 -> 0.01" in told
     changes = [json.loads(line) for line in (bench.runs / "changed" / "changes.jsonl").open()]
@@ -233,26 +173,6 @@ def test_changed_rates_are_accepted_and_recorded(bench: Bench, whole: str):
         ("train.steps", 24, 26),
     ]
     assert bench.rows("changed")[-1]["step"] == 26
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over_aloud(bench: Bench, whole: str):
-    assert kill_at(bench, "damaged", 15, signal.SIGTERM, *SHORT) == 75
-    newest = durable.list_checkpoints(bench.runs / "damaged")[-1]
-    weights = newest / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    printed = bench.train("damaged", *SHORT)
-    assert "damaged checkpoint passed over" in printed and newest.name in printed
-    assert_same_run(bench, whole, "damaged")
-
-
-def test_a_run_with_only_damaged_checkpoints_is_never_begun_anew(bench: Bench):
-    assert kill_at(bench, "ruined", 7, signal.SIGTERM, *SHORT) == 75
-    for path in durable.list_checkpoints(bench.runs / "ruined"):
-        (path / "state.json").write_text("{}")
-    rows = bench.rows("ruined")
-    printed = bench.train("ruined", *SHORT, exits=3)
-    assert "no loadable checkpoint" in printed and "Traceback" not in printed
-    assert bench.rows("ruined") == rows and bench.status("ruined")["state"] == "damaged"
 
 
 def test_a_corpus_with_other_bytes_is_refused(bench: Bench):
@@ -265,17 +185,6 @@ def test_a_corpus_with_other_bytes_is_refused(bench: Bench):
     shard.write_bytes(raw)
     printed = bench.train("flipped", *short, "train.steps=4", exits=3)
     assert f"{shard.name}: sha256 differs" in printed and "--repair" in printed and "Traceback" not in printed
-
-
-def test_a_second_process_on_a_run_is_refused(bench: Bench):
-    first = bench.start(*bench.arguments("held", "train.steps=100000"))
-    while not (bench.runs / "held" / "status.json").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    printed = bench.train("held", "train.steps=100000", exits=2)
-    assert f"in use by process {first.pid}" in printed
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
 
 
 def test_restart_moves_the_old_run_aside(bench: Bench, whole: str):
@@ -298,7 +207,7 @@ def test_a_poisoned_batch_is_skipped_and_twenty_end_the_run(bench: Bench):
 
 
 def test_a_batch_of_another_size_goes_on_with_the_next_row(bench: Bench):
-    assert kill_at(bench, "resized", 7, signal.SIGTERM, *SHORT) == 75
+    assert bench.kill_at("resized", 7, signal.SIGTERM, *SHORT) == 75
     step = bench.status("resized")["step"]
     bench.train("resized", *SHORT, "train.batch_tokens=1024")
     state = durable.verify(durable.find_checkpoint(bench.runs / "resized"))
@@ -307,7 +216,7 @@ def test_a_batch_of_another_size_goes_on_with_the_next_row(bench: Bench):
 
 
 def test_an_early_stop_says_so_and_another_config_is_refused_before_the_first_save(bench: Bench):
-    assert kill_at(bench, "early", 3, signal.SIGKILL, *SHORT, "save.every=20", "eval.every=20") == -signal.SIGKILL
+    assert bench.kill_at("early", 3, signal.SIGKILL, *SHORT, "save.every=20", "eval.every=20") == -signal.SIGKILL
     rows = bench.rows("early")
     printed = bench.train("early", *SHORT, "model.dim=32", exits=2)
     assert "model.dim: 64 -> 32" in printed and bench.rows("early") == rows

@@ -16,21 +16,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Self
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from durable import SaveFailed, atomic_write, commit_directory, flush, list_checkpoints, step_of
+from durable import SaveFailed, commit_directory, flush, list_checkpoints, step_of
 
 from .distributed import Ranks
-from .rundir import append_line
+from .rundir import note
 from .shelf import PERMANENT, TMP, Shelf
 
-OPTIMIZER = "optimizer.safetensors"
 ATTEMPTS = 3
 """Saves that may fail in a row."""
 ROOM = 1.2
 """Free space wanted, as a multiple of what a checkpoint takes."""
-EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,14 @@ class Saver:
         else:
             self._settle(step, act(), last=last)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._pending is not None and not self._pending[1].done()
+
     def check(self) -> None:
         """Tell of a save in the background that has failed; costs nothing."""
-        if self._pending and self._pending[1].done():
+        if not self.busy:
             self.wait()
 
     def wait(self) -> None:
@@ -194,7 +194,7 @@ class Saver:
 
     def _record(self, event: str, step: int, **facts: Any) -> None:
         with suppress(OSError):  # the disk that has no room for a checkpoint
-            append_line(self.run / EVENTS, {"event": event, "step": step, **facts})
+            note(self.run, event, step, **facts)
 
 
 def _in_thread(act: Callable[[], Failure | None]) -> Future[Failure | None]:
@@ -224,59 +224,3 @@ def _explain(error: Exception, folder: Path) -> Failure:
     first = (str(error).splitlines() or [""])[0]
     full = any(f"(os error {number})" in first for number in (errno.ENOSPC, errno.EDQUOT))
     return Failure(f"{folder}: {type(error).__name__}: {first}", full)
-
-
-def save(run: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], *, keep: int) -> Path:
-    """Write the checkpoint of `step` and prune; returns its directory.
-
-    `write(directory)` puts the files there; `state` is JSON, and its `best_step`, when not None, is the best
-    checkpoint, this one or an earlier. Kept are the newest `keep` and the best. When anything fails, what was there
-    before is untouched.
-    """
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / _name(step)
-    tmp = final.with_suffix(".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir()
-    try:
-        write(tmp)
-        commit_directory(tmp, final, {"step": step, **state})
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
-    point_to_best(run, state.get("best_step"))
-    for path in list_checkpoints(run)[:-keep]:
-        if step_of(path) != state.get("best_step"):
-            Shelf(run).remove(path)
-    return final
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def point_to_best(run: Path, step: int | None) -> None:
-    """Make the run's `best` pointer agree with the state of the checkpoint that the run is at."""
-    pointer = run / "checkpoints" / "best"
-    if step is None:
-        pointer.unlink(missing_ok=True)
-    elif not pointer.is_file() or pointer.read_text().strip() != _name(step):
-        atomic_write(pointer, _name(step) + "\n")
-
-
-def go_on_from(run: Path, step: int, best_step: int | None) -> None:
-    """Tidy the checkpoints of a run that goes on from `step`; see `Shelf.go_on_from`."""
-    Shelf(run).go_on_from(step)
-    if (run / "checkpoints").is_dir():
-        point_to_best(run, best_step)
-
-
-def write_tensors(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Store optimizer state."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, directory / OPTIMIZER)
-
-
-def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """What `write_tensors` stored, on the CPU."""
-    return load_file(directory / OPTIMIZER)

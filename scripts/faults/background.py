@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+import durable
 from model import ModelConfig, Transformer
 from trainer.checkpoint import Saver
 from trainer.distributed import Place, Ranks
@@ -49,7 +49,7 @@ def saving_times(folder: Path, shape: ModelConfig, saves: int) -> dict[str, Any]
             nbytes = _save(saver, number + 1, model.state_dict(), state)
             blocked.append(time.monotonic() - began)
             lost.append(0.0)
-            while saver.busy:
+            while number + 1 not in map(durable.step_of, durable.list_checkpoints(saver.run)):
                 lost[-1] += step() - usual
             saver.wait()
         found[way] = statistics.median(blocked[1:])

@@ -70,8 +70,11 @@ def _interrupt_twice(runs: Runs, outcome: Outcome, name: str) -> None:
             "eval.max_tokens=2048", "eval.sample_tokens=8", "schedule.warmup=0")  # fmt: skip
 
     def twice(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None and runs.saved(name) < 1:
+            time.sleep(0.01)
+        time.sleep(0.2)  # now it is in its second step, which takes seconds
         process.send_signal(signal.SIGINT)
-        time.sleep(1.2)  # within a second it would count as the first, passed on by a launcher
+        time.sleep(1.1)  # within a second it would count as the first, passed on by a launcher
         process.send_signal(signal.SIGINT)
 
     ended = runs.hit(name, 1, twice, *slow)

@@ -1,6 +1,6 @@
 """All faults, in words and as functions."""
 
-from . import damage, kills, places, ranks, trackers
+from . import damage, kills, places, ranks, saves, supervised, trackers
 from .scenario import Scenario
 
 MATRIX = (
@@ -8,6 +8,16 @@ MATRIX = (
         "F1", "Killed", "kill -9 at random steps and moments of one run",
         "goes on alone; the metrics, samples, weights and optimizer of an unbroken run, bit for bit",
         kills.killed, 20, 3,
+    ),
+    Scenario(
+        "F2", "Killed inside a save", "kill -9 at every system call: of a first save, a newer one, the same again",
+        "the checkpoint before or the new one, whole; nothing is left behind, and the next save works",
+        saves.killed, 200, 3,
+    ),
+    Scenario(
+        "F3", "No room for a save", "a full file system, one too small for what comes, a limit on the size of files",
+        "a warning, nothing left behind, what was there is untouched; the next save works",
+        saves.full, 3, 1,
     ),
     Scenario(
         "F4", "A file cut off", "every file of the newest checkpoint cut to 0, 50 and 99 %",
@@ -23,6 +33,25 @@ MATRIX = (
         "F6", "Every checkpoint bad", "all of a run's checkpoints cut, emptied, flipped, or missing files",
         "exit code 3 with the reasons; no file of the run changes, and it is never begun anew",
         damage.ruined, 5, 2,
+    ),
+    Scenario(
+        "F8", "A rank dies", "kill -9 of one of two ranks, three times",
+        "the launcher restarts all; then as unbroken, bit for bit", supervised.killed_rank, 3, 1,
+    ),
+    Scenario(
+        "F9", "A rank hangs", "one of two ranks sleeps for ever",
+        "the stacks of all ranks are shown, all end, the launcher restarts; then as unbroken, bit for bit",
+        supervised.hung_rank, 1, 1,
+    ),
+    Scenario(
+        "F10", "A rank raises", "an exception in one of two ranks",
+        "the first error is the one that is shown; restarted; then as unbroken, bit for bit",
+        supervised.raising_rank, 1, 1,
+    ),
+    Scenario(
+        "F11", "Asked to stop", "SIGTERM to one of two ranks, SIGUSR1 to the launcher; SIGTERM twice",
+        "all ranks save the same step, exit code 75, then as unbroken, bit for bit; twice: 130 at once",
+        supervised.asked, 1, 1,
     ),
     Scenario(
         "F12", "Ctrl-C", "SIGINT once; SIGINT twice, in the middle of a long step",
@@ -43,6 +72,10 @@ MATRIX = (
         "F21", "Another number of processes", "stopped twice, gone on with by 2, 1 and 3 ranks, DDP and FSDP2",
         f"the same rows in the same order, losses within {ranks.WITHIN:g} nats of one process",
         ranks.resharded, 3, 1,
+    ),
+    Scenario(
+        "F22", "A rank is paused", "SIGSTOP and SIGCONT of one of two ranks, in less than the timeout",
+        "nothing happens; as unbroken, bit for bit", supervised.paused_rank, 1, 1,
     ),
     Scenario(
         "F24", "Metrics cut in a line", "metrics.jsonl cut at every byte after the checkpoint",

@@ -115,7 +115,7 @@ def hung_rank(runs: Runs, outcome: Outcome, count: int) -> None:
 
 def check_stacks(run: Path, told: str) -> None:
     """Both ranks have said where they were: one in what hangs, one waiting for it."""
-    for rank, where in enumerate(("learner.py", "faulty.py")):
+    for rank, where in enumerate(("train.py", "faulty.py")):
         for text in ((run / f"stacks.rank{rank}.txt").read_text(), told):
             check(f"rank {rank} made no progress for {TIMEOUT} s" in text, f"nothing is said of rank {rank}")
         check(where in (run / f"stacks.rank{rank}.txt").read_text(), f"rank {rank} is not in {where}")

@@ -105,7 +105,7 @@ def test_unreadable(tmp_path: Path, text: str | bytes, message: str) -> None:
         ),
         ('model: {dim: "\\ud800"}', "4: model.dim: text that is not valid Unicode"),
         ("extends: [a]", "4: extends: takes the path of one file"),
-        ('extends: "a\\0b"', "4: extends: takes the path of one file"),
+        ('extends: "a\\0b"', "4: extends: text with a NUL, which no path or name can hold"),
     ],
 )
 def test_yaml_mistakes(tmp_path: Path, line: str, message: str) -> None:

@@ -25,7 +25,7 @@ FAILS = {
     "{kind: text, files: [a], encoding: nope}": "encoding: no encoding is called 'nope'; try utf-8, utf-16 or latin-1",
     "{kind: text, files: [a], encoding: base64}": "encoding: no encoding is called 'base64'; try utf-8, ",
     "{kind: text, files: [a], encoding: undefined}": "encoding: no encoding is called 'undefined'; try utf-8, ",
-    '{kind: text, files: [a], encoding: "a\\0b"}': "encoding: no encoding is called ",
+    '{kind: text, files: [a], encoding: "a\\0b"}': "encoding: text with a NUL",
     "{kind: jsonl, files: [a], labels: {Lang: b}}": "labels.Lang: a label's name is lower-case letters, digits and _",
     "{kind: jsonl, files: [a], labels: {source: b}}": "labels.source: results are by source without a label",
     "{kind: text, files: [a], constants: {source: b}}": "constants.source: results are by source without a label",

@@ -159,6 +159,20 @@ def test_a_flipped_byte_is_found(tmp_path: Path, suffix: str, small_tasks: None)
         make(config)
 
 
+def test_an_id_beyond_the_vocabulary_is_found_though_the_hash_is_right(tmp_path: Path) -> None:
+    config = text_config(tmp_path, split=SPLIT)
+    prepared = make(config)
+    record = prepared.store.shards[0]
+    path, size = prepared.store.folder / f"{record.name}.bin", prepared.tokenizer.vocab_size
+    before, ids = durable.sha256(path), np.fromfile(path, record.dtype)
+    ids[5:8] = [size, size - 1, 60_000]
+    path.write_bytes(ids.tobytes())
+    for file in (prepared.directory / "manifest.json", path.with_suffix(".json")):
+        file.write_text(file.read_text().replace(before, durable.sha256(path)))
+    with pytest.raises(durable.Damaged, match=f"{path.name}: token 5 is {size}, and ids end at {size - 1}"):
+        make(config)
+
+
 def test_a_tokenizer_that_does_not_match(tmp_path: Path) -> None:
     config = text_config(tmp_path, split=SPLIT, tokenizer=bpe())
     prepared = make(config)

@@ -30,13 +30,7 @@ sys.exit(code)
 
 def supervise(run: Path, starts: list, *, restarts: int = 2, backoff: float = 0.0) -> tuple[int, int]:
     """The code that the launcher ends with, and how often it started; `starts` are (code, newest step) of each."""
-    command = [
-        sys.executable,
-        "-c",
-        PRETEND,
-        str(run),
-        str(starts).replace("(", "[").replace(")", "]").replace("None", "null"),
-    ]
+    command = [sys.executable, "-c", PRETEND, str(run), json.dumps(starts)]
     code = launch.Supervisor(command, run, hides_codes=False).run(restarts, backoff)
     return code, len(list(run.glob("start*")))
 
