@@ -19,10 +19,10 @@ from learner import Learner, build_learner, fold_seed, rows_per_step
 from loss import WORST, LossOutput, metrics, reliability
 from model import eval_mode, save_shape
 from trainer import memory
-from trainer.checkpoint import Saver
 from trainer.config import Length
 from trainer.distributed import Place, Ranks
-from trainer.payload import read, snapshot
+from trainer.keeper import Keeper
+from trainer.payload import read
 from trainer.schedule import rate_factor, steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -204,26 +204,17 @@ class Parts:
         wanted = self.config.save.payload
         return self.learner.parallel == "fsdp" if wanted == "auto" else wanted == "sharded"
 
-    def save(self, saver: Saver, state: State, nll: float | None, *, last: bool) -> bool:
-        """Hand a checkpoint with its `nll`, None when it was not evaluated, to the saver.
-
-        False, and nothing is saved, when a weight or what an optimizer keeps is not finite on any rank.
-        """
+    def save(self, keeper: Keeper, state: State, nll: float | None, *, last: bool) -> bool:
+        """Hand a checkpoint with its `nll`, None when it was not evaluated, to the keeper; see `Keeper.save`."""
         learner = self.learner
         state.scaler = learner.precision.state()
-        saver.wait()  # its copy of the weights goes before the next is made
-        held = snapshot(learner.weights(), learner.optimizers.state(), learner.ranks, sharded=self.sharded)
-        if learner.ranks.any(not held.finite()):
-            return False
+        kept = dataclasses.asdict(state) | {"nll": nll}
 
-        def write(directory: Path) -> None:
-            held.write(directory)
-            if learner.ranks.rank == 0:
-                save_shape(learner.model, directory)
-                self.data.tokenizer.save(directory)
+        def others(directory: Path) -> None:
+            save_shape(learner.model, directory)
+            self.data.tokenizer.save(directory)
 
-        saver.save(state.step, write, dataclasses.asdict(state) | {"nll": nll}, held.nbytes, last=last)
-        return True
+        return keeper.save(state.step, learner.weights(), learner.optimizers.state(), others, kept, last=last)
 
     def load(self, directory: Path, state: State) -> None:
         """Restore weights, optimizer and loss scale from a verified checkpoint."""

@@ -7,6 +7,7 @@ from course import State
 from trainer.checkpoint import Saver
 from trainer.distributed import Ranks
 from trainer.guard import FP16_LIMIT, LIMIT, Guard
+from trainer.keeper import Keeper
 from trainer.meters import Throughput
 from trainer.signals import StopRequest
 from trainer.tracking import Tracker
@@ -22,7 +23,7 @@ class Instruments:
     window: Window
     meter: Throughput
     tracker: Tracker
-    saver: Saver
+    keeper: Keeper
     watchdog: Watchdog
     stop: StopRequest
     ranks: Ranks
@@ -47,7 +48,8 @@ class Instruments:
             elapsed=state.seconds,
         )  # fmt: skip
         window = Window(learner.device, sums)
-        return cls(guard, window, meter, tracker, saver, watchdog, stop, learner.ranks, config.train.timeout)
+        keeper = Keeper(saver, sharded=parts.sharded)
+        return cls(guard, window, meter, tracker, keeper, watchdog, stop, learner.ranks, config.train.timeout)
 
     def beat(self) -> None:
         """A step is done."""
@@ -55,7 +57,7 @@ class Instruments:
             self.ranks.settle(1.5 * self.timeout)  # after the watchdog, which shows where each rank hangs
             self.settled = True
         self.watchdog.beat()
-        self.saver.check()
+        self.keeper.saver.check()
 
     def asked(self) -> bool:
         """Whether any rank was asked to stop; the same on all of them, which wait for each other here."""

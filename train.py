@@ -268,7 +268,7 @@ def save(
         tell_skips(parts, instruments, path)
         state.sums = instruments.window.state(parts.learner.ranks.sum)
         state.guard, state.seconds = instruments.guard.state(), instruments.meter.elapsed
-        return None if parts.save(instruments.saver, state, nll, last=last) else "diverged"
+        return None if parts.save(instruments.keeper, state, nll, last=last) else "diverged"
 
 
 def tell_skips(parts: "Parts", instruments: "Instruments", path: Path) -> None:

@@ -171,12 +171,12 @@ def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
     """A weight goes bad without a sign in loss or gradient, just before a save: the run goes back instead."""
     real, spoiled = Parts.save, list[int]()
 
-    def save(self, saver, state, nll, **options):
+    def save(self, keeper, state, nll, **options):
         if state.step == 16 and not spoiled:
             spoiled.append(state.step)
             with torch.no_grad():
                 next(iter(self.learner.model.parameters())).view(-1)[0] = math.inf
-        return real(self, saver, state, nll, **options)
+        return real(self, keeper, state, nll, **options)
 
     monkeypatch.setattr(Parts, "save", save)
     assert start(bench, "silent") == 0

@@ -47,25 +47,36 @@ class Payload:
 
 
 @torch.no_grad()
-def snapshot(model: Tensors, optimizer: Tensors, ranks: Ranks, *, sharded: bool) -> Payload:
+def snapshot(
+    model: Tensors,
+    optimizer: Tensors,
+    ranks: Ranks,
+    *,
+    sharded: bool,
+    copy: bool = True,
+    into: Payload | None = None,
+) -> Payload:
     """A copy of the state of a model and of its optimizer, as it is now.
 
     All ranks call it with the same names. Tensors are plain, and then the same on every rank, or DTensors with their
-    rows shared out over all ranks. Raises ValueError for DTensors that are laid out otherwise.
+    rows shared out over all ranks. `copy=False`: what is on the CPU is not copied, for a payload that is written before
+    training goes on. `into`: an earlier copy that is no longer needed, whose memory is used again. Raises ValueError
+    for DTensors that are laid out otherwise.
     """
     sharded = sharded and ranks.world_size > 1
     number, of = (ranks.rank, ranks.world_size) if sharded else (0, 1)
     parts, nbytes = {}, 0
     for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
         rows = {}
+        room: Tensors = into.parts[name].rows if into and name in into.parts else {}
         for key, tensor in sorted(tensors.items()):  # in one order on all ranks, which gather together
             nbytes += tensor.numel() * tensor.element_size()
             if not sharded:
                 tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
                 if ranks.rank == 0:
-                    rows[key] = _copy(tensor)
+                    rows[key] = _held(tensor, room.get(key), copy)
             elif tensor.ndim or number == 0:
-                rows[key] = _copy(_own_rows(key, tensor, number, of))
+                rows[key] = _held(_own_rows(key, tensor, number, of), room.get(key), copy)
         if sharded or ranks.rank == 0:
             parts[name] = Part(number, of, rows, {key: tuple(tensors[key].shape) for key in rows})
     for device in {t.device for tensors in (model, optimizer) for t in tensors.values() if t.is_cuda}:
@@ -112,13 +123,14 @@ def _local(key: str, tensor: Any) -> tuple[Tensor, int]:
     return tensor.to_local(), rows_of(tuple(tensor.shape), mesh.get_local_rank(), mesh.size())[0]
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """On the CPU; from a GPU it is there only after the stream's work is done."""
+def _held(tensor: Tensor, room: Tensor | None, copy: bool) -> Tensor:
+    """The tensor on the CPU, in `room` if that fits; from a GPU it is there only after the stream's work is done."""
     tensor = tensor.detach()
-    if not tensor.is_cuda:
-        return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
+    if not copy and not tensor.is_cuda:
+        return tensor.cpu().contiguous()
+    if room is None or (room.shape, room.dtype) != (tensor.shape, tensor.dtype):
+        room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return room.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def _finite(rows: Tensor) -> bool:

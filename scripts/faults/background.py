@@ -12,7 +12,7 @@ import durable
 from model import ModelConfig, Transformer
 from trainer.checkpoint import Saver
 from trainer.distributed import Place, Ranks
-from trainer.payload import snapshot
+from trainer.keeper import Keeper
 
 VOCAB = 16384
 LARGE = ModelConfig(preset="qwen3", layers=12, dim=768, heads=12, context=128)
@@ -42,28 +42,23 @@ def saving_times(folder: Path, shape: ModelConfig, saves: int) -> dict[str, Any]
     for way in ("foreground", "background"):
         saver = Saver(folder / way, keep=1, keep_every=None, background=way == "background",
                       ranks=Ranks(Place(), torch.device("cpu")), warn=_fail)  # fmt: skip
+        keeper = Keeper(saver, sharded=False)
         (folder / way).mkdir(parents=True)
         blocked, lost = [], []
         for number in range(saves + 1):
             began = time.monotonic()
-            nbytes = _save(saver, number + 1, model.state_dict(), state)
+            saved = keeper.save(number + 1, model.state_dict(), state, lambda _: None, {"nll": None}, last=False)
             blocked.append(time.monotonic() - began)
+            assert saved
             lost.append(0.0)
             while number + 1 not in map(durable.step_of, durable.list_checkpoints(saver.run)):
                 lost[-1] += step() - usual
             saver.wait()
         found[way] = statistics.median(blocked[1:])
-        found["contention"], found["bytes"] = statistics.median(lost[1:]), nbytes
+        found["contention"] = statistics.median(lost[1:])
+    tensors = (*model.state_dict().values(), *state.values())
+    found["bytes"] = sum(tensor.nbytes for tensor in tensors)
     return found
-
-
-def _save(saver: Saver, step: int, weights: dict[str, Any], state: dict[str, Any]) -> int:
-    saver.wait()
-    held = snapshot(weights, state, saver.ranks, sharded=False)
-    if not held.finite():
-        raise AssertionError("weights that are not finite")
-    saver.save(step, held.write, {"nll": None}, held.nbytes)
-    return held.nbytes
 
 
 def _fail(warning: str) -> None:
