@@ -42,7 +42,7 @@ def adapted(command: str, bench: Bench) -> str:
         return f'make -o .venv/core train {environment} ARGS="{given[1] if given else ""} {places}"'
     if (
         "CONFIG" not in command
-        and re.search(r"train\.py|scripts\.(prepare|corpus)", command)
+        and re.search(r"train\.py|scripts\.(prepare|corpus|launch)", command)
         and "--help" not in command
     ):
         command = re.sub(r"(configs/\S+\.yaml)", rf"\1 {places}", command)

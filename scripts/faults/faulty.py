@@ -1,8 +1,11 @@
-"""`train.py` and its launcher with ranks that hurt themselves: `python faulty.py launch FAULTS.json [options] CONFIG`.
+"""`train.py` and its launcher with ranks that hurt themselves.
 
-FAULTS.json names a log and faults, each `{"kind", "rank", "step"}`: that rank does it to itself at the beginning of
-that step, the first time that it comes there. What happens when goes to the log, a JSON object a line. Nothing else
-differs from the real commands: the launcher and the training script run as they are.
+`python faulty.py launch FAULTS.json [options] CONFIG`, or `train FAULTS.json CONFIG` without the launcher.
+
+FAULTS.json names a log and faults, each `{"kind", "rank", "step", "micro"}`: that rank does it to itself at the
+beginning of that micro-batch, the first time that it comes there; kinds of `harm.SPOIL` spoil the micro-batch. What
+happens when goes to the log, a JSON object a line. Nothing else differs from the real commands: the launcher and the
+training script run as they are.
 """
 
 import json
@@ -35,8 +38,8 @@ def hurt(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "raise":
         raise RuntimeError("this rank was hurt")
-    elif kind in ("hang", "nap"):
-        time.sleep(3600 if kind == "hang" else 2 * PAUSE)
+    elif kind == "hang":
+        time.sleep(3600)
     elif kind == "pause":
         subprocess.Popen(["sh", "-c", f"sleep {PAUSE}; kill -CONT {os.getpid()}"], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -46,21 +49,15 @@ def hurt(kind: str) -> None:
 
 def train(plan: str, argv: Sequence[str]) -> None:
     """Run `train.py`, and hurt this rank when its time has come."""
-    from learner import Learner
-
     told = json.loads(Path(plan).read_text())
-    rank, begin_step = int(os.environ.get("RANK", "0")), Learner.seed_dropout
+    if told.get("clock"):
+        from scripts.faults.harm import jumping_clock
 
-    def begin_and_hurt(learner: Learner, step: int, micro: int) -> None:
-        for number, fault in enumerate(told["faults"]):
-            done = Path(f"{plan}.{number}")
-            if (fault["rank"], fault["step"]) == (rank, step) and not done.exists():
-                done.touch()
-                note(told["log"], fault["kind"], step=step)
-                hurt(fault["kind"])
-        begin_step(learner, step, micro)
-
-    setattr(Learner, "seed_dropout", begin_and_hurt)  # noqa: B010
+        time.time, time.time_ns = jumping_clock()
+    if told.get("memory"):
+        limit_memory(told["memory"])
+    if told["faults"]:
+        install(plan, told)
     sys.argv = ["train.py", *argv]
     note(told["log"], "started")
     shown = sys.excepthook
@@ -71,6 +68,60 @@ def train(plan: str, argv: Sequence[str]) -> None:
 
     sys.excepthook = note_and_show
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def install(plan: str, told: dict[str, Any]) -> None:
+    """Put the faults where this process will come across them."""
+    from learner import Learner
+    from scripts.faults.harm import SPOIL, digest, spoil_weight
+
+    rank, ours, spoils = int(os.environ.get("RANK", "0")), set[str](), list[str]()
+    begin, forward, update = Learner.seed_dropout, Learner.forward, Learner.update
+
+    def begin_and_hurt(learner: Learner, step: int, micro: int) -> None:
+        for number, fault in enumerate(told["faults"]):
+            kind, done = fault["kind"], Path(f"{plan}.{number}.{rank}")
+            if (fault["step"], fault["micro"]) != (step, micro) or done.exists():
+                continue
+            done.touch()
+            if kind in SPOIL:
+                ours.add(digest(learner))  # looked at by all ranks: none may be changed by this step
+            if fault["rank"] != rank:
+                continue
+            note(told["log"], kind, step=step)
+            if kind in SPOIL:
+                spoils.append(kind)
+            elif kind == "weight":
+                spoil_weight(learner.model)
+            else:
+                hurt(kind)
+        begin(learner, step, micro)
+
+    def forward_spoiled(learner: Learner, batch: Any, **options: Any) -> Any:
+        if not spoils:
+            return forward(learner, batch, **options)
+        return SPOIL[spoils.pop()](lambda changed: forward(learner, changed, **options), batch)
+
+    def update_and_look(learner: Learner, factor: float, finite: Any) -> None:
+        update(learner, factor, finite)
+        if ours:
+            note(told["log"], "looked", changed=ours.pop() != digest(learner))
+
+    for name, changed in (("seed_dropout", begin_and_hurt), ("forward", forward_spoiled), ("update", update_and_look)):
+        setattr(Learner, name, changed)
+
+
+def limit_memory(mebibytes: int) -> None:
+    """Leave this process so much address space beyond what it has with everything imported."""
+    import resource
+
+    import assemble  # noqa: F401
+    import instruments  # noqa: F401
+    import scripts.summary  # noqa: F401
+
+    status = Path("/proc/self/status").read_text().splitlines()
+    size = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (size + (mebibytes << 20),) * 2)
 
 
 def launch(plan: str, argv: Sequence[str]) -> int:

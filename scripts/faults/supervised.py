@@ -21,9 +21,10 @@ QUICK = ("--backoff", "0")
 @dataclass(frozen=True)
 class Fault:
     kind: str
-    """kill, raise, hang, nap, pause, or the name of a signal."""
+    """kill, raise, hang, pause, weight, one of `harm.SPOIL`, or the name of a signal."""
     rank: int
     step: int
+    micro: int = 0
 
 
 @dataclass
