@@ -62,7 +62,8 @@ class State:
 def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
     """Optimizer steps of the whole run; tokens and epochs round up to whole steps.
 
-    What is left after `state` is counted in steps of the present size.
+    What is left after `state` is counted in steps of the present size. Rows that were left out are no part of it: a run
+    that went back is as long as it was.
     """
     train, rows = config.train, rows_per_step(config)
     if train.steps is not None:
@@ -72,7 +73,8 @@ def total_steps(config: RunConfig, train_rows: int, state: State) -> int:
     else:
         assert train.epochs is not None  # the schema asks for exactly one of the three
         wanted = max(1, math.ceil(train.epochs * train_rows))
-    return state.step + max(0, -(-(wanted - state.row) // rows))
+    trained = state.row - sum(stop - start for start, stop in state.skipped_rows)
+    return state.step + max(0, -(-(wanted - trained) // rows))
 
 
 def starts_in_run(config: RunConfig, state: State, total: int) -> dict[str, list[int]]:
@@ -103,7 +105,7 @@ def rows_used(config: RunConfig, rows: dict[str, int], targets: dict[str, int], 
 def order_in_run(config: RunConfig, data: Prepared, state: State, total: int) -> Order:
     """The order of training rows. Raises DataError for one that cannot be kept, and for too many epochs to come."""
     order = order_of(data, starts_in_run(config, state, total), config.run.seed)
-    if state.step < total:
+    if state.step < total and not state.rollbacks:  # rows that were left out are not to be had again
         rows, targets = data.train.rows_by_source, data.train.targets_by_source
         check_epochs(config.data, rows, lambda n: rows_used(config, rows, targets, state, n), total, state.step)
     return order

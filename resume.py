@@ -61,7 +61,7 @@ def roll_back(path: Path, failed: "State") -> tuple["State", Path | None]:
     checkpoint = last_good(path)
     state = State.read(checkpoint) if checkpoint else State(auto=failed.auto, data=failed.data, teacher=failed.teacher)
     rows = [state.row, failed.row]
-    state.row, state.skipped_rows = failed.row, [*failed.skipped_rows, rows]
+    state.row, state.skipped_rows = failed.row, [*state.skipped_rows, rows]  # with what was left out since
     state.rate, state.rollbacks = failed.rate / 2, failed.rollbacks + 1
     state.guard = {"skipped": failed.guard["skipped"]}
     state.seconds, state.wandb_id = failed.seconds, failed.wandb_id

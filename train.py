@@ -5,6 +5,7 @@ command goes on with a run that was stopped or killed, bit for bit: the order of
 randomness are functions of (config, step), and the little that is not is the `State` in each checkpoint.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -49,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
 def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
     """Own the run's directory while training, and leave its status behind whatever happens; returns the exit code.
 
-    Ranks above 0 return 0 for an ending that all agreed on: at the first other code torchrun would end rank 0, which
-    still has files to write.
+    Ranks above the first of a machine return 0 for an ending that all agreed on: at the first other code torchrun
+    would end rank 0, which still has files to write.
     """
     from trainer.distributed import Place
     from trainer.rundir import EXIT_CODES, hold, write_status
@@ -74,14 +75,15 @@ def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
         try:
             state = train(config, path, place, stop, profile=profile)
         except Stopped as error:
-            print(f"{error} before or after training; the same command goes on", file=sys.stderr)
+            if place.rank == 0:  # torchrun does this to the others when one has failed
+                print(f"{error} before or after training; the same command goes on", file=sys.stderr)
             state = "stopped"
         except BaseException as error:
             code, _ = explain(error) or (EXIT_CODES["failed"], [])
             leave(next((name for name, its in EXIT_CODES.items() if its == code), "failed"), code)
             raise
         leave(state, EXIT_CODES[state])
-    return EXIT_CODES[state] if place.rank == 0 else 0
+    return EXIT_CODES[state] if place.local_rank == 0 else 0
 
 
 def last_step(path: Path) -> int:
@@ -232,7 +234,8 @@ def after_step(parts: "Parts", state: "State", instruments: "Instruments", path:
         try:
             with meter.paused():
                 row, nll = parts.evaluate(last=state.step == total, asked=instruments.asked)
-                tracker.samples(state.step, parts.samples())
+                if math.isfinite(nll):  # from a poisoned model nothing can be drawn
+                    tracker.samples(state.step, parts.samples())
         except CutOff:
             state.owed = True
             return save(parts, state, instruments, path, None, last=True) or "stopped"
@@ -243,12 +246,13 @@ def after_step(parts: "Parts", state: "State", instruments: "Instruments", path:
         tell_skips(parts, instruments, path)
     if row:
         tracker.log(state.step, state.tokens, row)
+    stopping = instruments.asked() and state.step < total
     if saving and state.step < total and guard.streak():  # so that the last good checkpoints are not pruned meanwhile
         saving = False
-    if saving and (ended := save(parts, state, instruments, path, nll, last=state.step == total)):
-        return ended
-    if instruments.asked() and state.step < total:
-        return (None if saving else save(parts, state, instruments, path, nll, last=True)) or "stopped"
+    if saving or stopping:  # the last save of a start is one that must not fail
+        ended = save(parts, state, instruments, path, nll, last=stopping or state.step == total)
+        if ended or stopping:
+            return ended or "stopped"
     if guard.exhausted():
         state.guard, state.seconds = guard.state(), meter.elapsed
         tell_skips(parts, instruments, path)

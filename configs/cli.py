@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec
@@ -15,6 +16,7 @@ from durable import Damaged, SaveFailed
 from .checks import hint
 
 FAILED, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130  # exit codes
+_RANK_0_FIRST = 1.5  # seconds; torchrun looks ten times a second
 _ROOT = Path(__file__).resolve().parent.parent
 P = ParamSpec("P")
 
@@ -138,8 +140,10 @@ def entry(main: Callable[P, int | None]) -> Callable[P, int]:
             if known is None:
                 raise
             code, lines = known
-            if os.environ.get("RANK", "0") == "0":  # under torchrun the others would only say it again
-                print(*lines, sep="\n", file=sys.stderr)
+            if (rank := os.environ.get("RANK", "0")) != "0":
+                time.sleep(_RANK_0_FIRST)  # if it has the same to say, torchrun ends this process meanwhile
+                lines = [f"rank {rank}: {line}" for line in lines]
+            print(*lines, sep="\n", file=sys.stderr)
             return code
 
     return run

@@ -1,12 +1,14 @@
-"""The memory that `--dry-run` estimates for a training step, against a measured one: `python -m scripts.bench memory`.
+"""The memory that `--dry-run` tells of a training step, against a measured one: `python -m scripts.bench memory`.
 
-Each case is measured in a process of its own, as the high-water mark of its resident memory above what it had before
-the model was made, once small steps had loaded all libraries. glibc's allocator is told to return what is freed:
-else it is its holes that are measured, and not what a step needs (`kept` shows that too, as training on CPUs runs).
+It tells two numbers. What a step's tensors take is an estimate; against it stands the peak of two steps when glibc's
+allocator is told to return what is freed (`needed`), once small steps had loaded all libraries. What the process takes
+is measured in a few steps, with libraries and what the allocator keeps; against it stands the peak of thirty steps,
+also of rows with gaps, as in training.
+Each number comes from a process of its own, as the high-water mark of its resident memory above what it had before
+the model was made.
 """
 
 import argparse
-import gc
 import json
 import os
 import subprocess
@@ -14,13 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from configs import RunConfig, entry, load
 from durable import atomic_write
 
 MIB = 1 << 20
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+LONG = 30  # steps of training
 SMALL = ("model.layers=1", "model.dim=32", "model.heads=2", "model.kv_heads=null", "model.context=32")
 CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     # name: (recipe, ids, rows of a micro-batch, micro-batches of a step, overrides)
@@ -39,13 +41,14 @@ CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     "small_gpu, 2 x 1 row": ("small_gpu", 8192, 1, 2, ("run.device=cpu", "train.precision=bf16")),
     "gpt_124m, 2 x 1 row": ("gpt_124m", 50257, 1, 2, ("run.device=cpu", "train.precision=fp32")),
 }  # fmt: skip
+WHAT = ("tensors", "needed", "dry run", "trained")
 QUICK = ("quickstart, fp32", "quickstart, unfused", "quickstart, recomputed")
 
 
 @entry
 def main(argv: Sequence[str]) -> int:
     if argv and argv[0] == "--child":
-        print(json.dumps(child(argv[1], measured=argv[2] == "measured")))
+        print(json.dumps(child(argv[1], argv[2])))
         return 0
     parser = argparse.ArgumentParser(prog="python -m scripts.bench memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three of the cases")
@@ -53,34 +56,40 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if not Path("/proc/self/clear_refs").exists():
         raise ValueError("bench memory: the high-water mark of memory can be read on Linux only")
+    print(hardware())
     rows = []
-    print(f"{'MiB':<32}{'estimate':>10}{'measured':>10}{'error':>8}{'kept':>8}")
+    titles = ("tensors", "needed", "error", "dry run", f"{LONG} steps", "error")
+    print(f"{'MiB':<32}" + "".join(f"{title:>10}" for title in titles))
     for name in QUICK if args.quick else CASES:
-        found = compare(name)
-        rows.append(found)
-        error = f"{found['estimate'] / found['measured'] - 1:+.1%}"
-        numbers = f"{found['estimate']:>10,.0f}{found['measured']:>10,.0f}{error:>8}{found['kept']:>8,.0f}"
+        found = {what: ask(name, what) for what in WHAT}
+        rows.append({"case": name, **found})
+        pairs = ((found["tensors"], found["needed"]), (found["dry run"], found["trained"]))
+        numbers = "".join(f"{told:>10,.0f}{real:>10,.0f}{told / real - 1:>+10.1%}" for told, real in pairs)
         print(f"{name:<32}{numbers}", flush=True)
     if args.out:
         atomic_write(args.out, json.dumps(rows, indent=1) + "\n")
     return 0
 
 
-def compare(name: str) -> dict[str, Any]:
-    """A case's estimate, measured peak and the peak when glibc keeps what is freed, in MiB."""
-    return {
-        "case": name,
-        "estimate": ask(name, "estimate", {}),
-        "measured": ask(name, "measured", RETURNING),
-        "kept": ask(name, "measured", {}),
-    }
+def hardware() -> str:
+    """Hardware, versions and load in one line."""
+    import torch
+
+    from assemble import usable_cpus
+    from trainer.rundir import environment
+
+    threads = torch.get_num_threads()
+    made = environment("cpu", threads, {})
+    told = f"{made['cpu']}, {usable_cpus()} CPUs, {threads} thread{'s' * (threads > 1)}"
+    return f"{told}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f} before the start"
 
 
-def ask(name: str, what: str, environment: dict[str, str]) -> float:
+def ask(name: str, what: str) -> float:
     """What a process of its own answers, in MiB. Raises RuntimeError with its last words when it fails."""
     command = [sys.executable, "-m", "scripts.bench_memory", "--child", name, what]
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True)
+    environment = {**os.environ, **(RETURNING if what == "needed" else {})}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1:]}")
     return float(json.loads(done.stdout)) / MIB
@@ -94,48 +103,51 @@ def case_config(name: str, more: Sequence[str] = ()) -> RunConfig:
     return replace(config, train=replace(config.train, batch_tokens=tokens, micro_rows=rows, compile=False))
 
 
-def child(name: str, *, measured: bool) -> int:
-    """Bytes of a case, by running it or by going through it without contents."""
-    import torch
-
-    from scripts.plan_memory import step_memory
-    from trainer.memory import keep_freed_memory
-
-    device = torch.device("cpu")
-    _, vocab_size, rows, micro_batches, _ = CASES[name]
-    if not measured:
-        return sum(step_memory(case_config(name), vocab_size, rows, micro_batches, device).values())
-    if not RETURNING.items() <= os.environ.items():
-        keep_freed_memory()
-    steps(case_config(name, SMALL), 64, 1, 1)
-    gc.collect()
-    before = memory_now()["VmRSS"]
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    steps(case_config(name), vocab_size, rows, micro_batches)
-    return memory_now()["VmHWM"] - before
-
-
-def steps(config: RunConfig, vocab_size: int, rows: int, micro_batches: int) -> None:
-    """Build a learner and take two steps: the second has the optimizer's state from its beginning."""
+def child(name: str, what: str) -> int:
+    """Bytes of a case: one of `WHAT`."""
     import torch
 
     from learner import build_learner
+    from scripts.plan import try_out
+    from scripts.plan_memory import step_memory
+    from trainer.distributed import Place, Ranks
+    from trainer.memory import Gauge, keep_freed_memory
+
+    device, config = torch.device("cpu"), case_config(name)
+    _, vocab_size, rows, micro_batches, _ = CASES[name]
+    if what == "tensors":
+        return sum(step_memory(config, vocab_size, rows, micro_batches, device).values())
+    if what == "needed":
+        train(case_config(name, SMALL), 64, 1, 1)
+    else:
+        keep_freed_memory()
+    gauge = Gauge(device)
+    if what == "dry run":
+        peak = try_out(build_learner(config, vocab_size, Ranks(Place(), device), device), vocab_size, gauge).peak
+    else:
+        train(config, vocab_size, micro_batches, 2 if what == "needed" else LONG)
+        peak = gauge.peak()
+    assert peak is not None  # `main` has looked
+    return peak
+
+
+def train(config: RunConfig, vocab_size: int, micro_batches: int, steps: int) -> None:
+    """Build a learner and take steps: from the second on, the optimizer's state is there from the beginning."""
+    import torch
+
+    from learner import build_learner
+    from scripts.plan import with_gaps
     from sizing import random_batch
     from trainer.distributed import Place, Ranks
 
     device = torch.device("cpu")
     learner = build_learner(config, vocab_size, Ranks(Place(), device), device)
-    batch = random_batch(rows, config.model.context, vocab_size, device)
-    for _ in range(2):
+    batch = random_batch(learner.micro_rows, config.model.context, vocab_size, device)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
         for _ in range(micro_batches):
-            learner.backward(learner.forward(batch).loss)
+            learner.backward(learner.forward(with_gaps(batch, generator)).loss)
         learner.update(1e-9, torch.isfinite(learner.clip()))
-
-
-def memory_now() -> dict[str, int]:
-    """Bytes of resident memory: `VmRSS` now, `VmHWM` at most."""
-    lines = (line.partition(":")[::2] for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(value.split()[0]) * 1024 for name, value in lines if name in ("VmRSS", "VmHWM")}
 
 
 if __name__ == "__main__":

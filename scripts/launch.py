@@ -5,6 +5,7 @@ One process is `train.py` itself, several are its ranks under torchrun. What end
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from types import FrameType
 import durable
 from configs import entry, load, parse
 from trainer.rundir import EXIT_CODES
-from trainer.signals import StopRequest
+from trainer.signals import PARENT, StopRequest
 
 TRAIN: tuple[str, ...] = (str(Path(__file__).resolve().parent.parent / "train.py"),)
 FLAGS = {
@@ -32,6 +33,10 @@ FLAGS = {
 FINAL = tuple(EXIT_CODES[state] for state in ("done", "bad_input", "damaged", "diverged"))
 LONGEST_PAUSE = 300.0
 """Seconds."""
+LAST_WORDS = 2.0
+"""Seconds that rank 0 may take to write how the run ended, when ranks on other nodes have left."""
+LONGEST_WAIT = 600
+"""Seconds that nodes wait for each other before they are started."""
 
 
 @entry
@@ -61,9 +66,12 @@ def number(flag: str, given: str | None, default: int, least: int = 1) -> int:
 
 def torchrun(nproc: int, nnodes: int, rdzv: str | None, address: str | None, name: str, grace: int) -> list[str]:
     """torchrun, up to the script. It looks at its ranks ten times a second, and never starts them anew."""
-    meeting = ["--standalone"] if rdzv is None else ["--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv}"]
+    meeting = ["--standalone"] if rdzv is None else ["--rdzv-backend=nodes", f"--rdzv-endpoint={rdzv}"]
     if rdzv is not None:
         meeting += [f"--rdzv-id={name}", *([f"--local-addr={address}"] if address else [])]
+        # torchrun looks for the place among the addresses of this host's name alone, and waits a minute for it
+        here = ["is_host=1"] if address == rdzv.rpartition(":")[0] else []
+        meeting.append(f"--rdzv-conf={','.join([f'read_timeout={LONGEST_WAIT}', *here])}")
     return [
         "-m", "trainer.agent", f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", *meeting,
         "--max-restarts=0", "--monitor-interval=0.1", f"--shutdown-timeout={grace}",
@@ -125,15 +133,24 @@ class Supervisor:
     def _start(self) -> Ended:
         """Run the command to its end, in a session of its own: what a terminal sends comes through this process."""
         step, status = self._step(), self._status()
-        with subprocess.Popen(self.command, start_new_session=True) as self.child:
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        with subprocess.Popen(self.command, start_new_session=True, env=environment) as self.child:
             if self.asked:  # since the last look, and before there was somebody to tell
                 self.child.send_signal(self.asked)
             code = self.child.wait()
-        written = self._status()
-        if self.asked and self.hides_codes and written != status:
+        written = self._last_status() if self.asked and self.hides_codes else self._status()
+        if self.hides_codes and written != status:
             said = written.get("exit")
-            code = EXIT_CODES["failed"] if said is None else said
+            if self.asked or said in FINAL:  # rank 0 may be on another node, and the ranks here have only lost it
+                code = EXIT_CODES["failed"] if said is None else said
         return Ended(128 - code if code < 0 else code, written != status, self._step() > step)
+
+    def _last_status(self) -> dict:
+        """What the run says of itself, once it has said how it ended or could have: rank 0 may be on another node."""
+        until = time.monotonic() + LAST_WORDS
+        while (status := self._status()).get("exit", 0) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        return status
 
     def _rest(self, seconds: float) -> None:
         """Sleep until then, or until a signal comes."""

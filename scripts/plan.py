@@ -3,18 +3,25 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from assemble import set_up_process
 from configs import RunConfig
 from course import State, describe_course, order_in_run, total_steps
-from data import Prepared, SplitConfig, estimate, load_tokenizer, lookup
+from data import Batch, Prepared, SplitConfig, estimate, load_tokenizer, lookup
 from learner import Learner, build_learner, rows_per_step
-from scripts.plan_memory import memory_explained, step_memory, text_of
+from scripts.plan_memory import MIB, memory_explained, step_memory, text_of
 from sizing import random_batch
 from trainer.distributed import Place, Ranks, pick_device
+from trainer.memory import Gauge
 from trainer.meters import clock_text
+from trainer.window import Window
+
+STEPS = 3, 12
+"""Steps that are timed and measured: at least, and at most while they take no more than PATIENCE seconds."""
+PATIENCE = 10.0
 
 
 def dry_run(config: RunConfig) -> int:
@@ -29,8 +36,10 @@ def dry_run(config: RunConfig) -> int:
     vocab_size = data.tokenizer.vocab_size if data else assumed_vocabulary(config)
     ranks = Ranks(place, device)
     with memory_explained(config, vocab_size, ranks):
+        gauge = Gauge(device)
         learner = build_learner(config, vocab_size, ranks, device, data=data)
-        lines = facts(config, learner, data, vocab_size, timed=there)
+        trial = try_out(learner, vocab_size, gauge) if there else None
+        lines = facts(config, learner, data, vocab_size, trial)
     for name, value in lines:
         print(f"{name:<14} {value}")
     return 0
@@ -57,8 +66,21 @@ def assumed_vocabulary(config: RunConfig) -> int:
     return 257 + len(specials)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a few real steps took."""
+
+    steps: int
+    seconds: float
+    """Of a whole step."""
+    micro_seconds: float
+    update_seconds: float
+    peak: int | None
+    """Bytes at most, beyond what the process had before the model; None where that cannot be told."""
+
+
 def facts(
-    config: RunConfig, learner: Learner, data: Prepared | None, vocab_size: int, *, timed: bool
+    config: RunConfig, learner: Learner, data: Prepared | None, vocab_size: int, trial: Trial | None
 ) -> list[tuple[str, str]]:
     """The lines of the plan as (name, value)."""
     shape, rows = config.model, rows_per_step(config)
@@ -73,7 +95,9 @@ def facts(
                  + (f", teacher {config.loss.teacher}" if config.loss.teacher else "")),
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
         ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
-        ("memory", f"about {text_of(memory)}, beside what the allocator keeps of what is freed"),
+        ("memory", f"{trial.peak / MIB:,.0f} MiB measured in {trial.steps} steps; their tensors take about {text_of(memory)}"
+                   if trial and trial.peak is not None
+                   else f"tensors take about {text_of(memory)}; libraries and what an allocator keeps come on top"),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
     train_rows, by_source = expected_rows(config, data)
@@ -90,15 +114,14 @@ def facts(
         lines += told.items()
     else:
         lines.append(("epochs", "not known: a source does not tell its size"))
-    if not timed:
+    if trial is None:
         return [*lines, ("speed", f"not known: no {config.run.device} here (run.device=cpu times it on the CPU)")]
-    seconds, micro_seconds, update_seconds = time_step(learner, vocab_size, rows)
-    speed = rows * shape.context / seconds
-    lines.append(("speed", f"{speed:,.0f} tokens/s: {micro_seconds * 1e3:,.0f} ms a micro-batch, "
-                           f"{update_seconds * 1e3:,.0f} ms an update (random tokens)"))  # fmt: skip
+    speed = rows * shape.context / trial.seconds
+    lines.append(("speed", f"{speed:,.0f} tokens/s: {trial.micro_seconds * 1e3:,.0f} ms a micro-batch, "
+                           f"{trial.update_seconds * 1e3:,.0f} ms an update (random tokens)"))  # fmt: skip
     if total:
         lines.append(
-            ("time", f"about {clock_text(total * seconds)} on one process, without evaluations and preparation")
+            ("time", f"about {clock_text(total * trial.seconds)} on one process, without evaluations and preparation")
         )
     return lines
 
@@ -118,21 +141,41 @@ def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[s
     return sum(by_source.values()), by_source
 
 
-def time_step(learner: Learner, vocab_size: int, rows: int) -> tuple[float, float, float]:
-    """Seconds of a whole step, of one micro-batch and of one update, each timed once after a first one to warm up."""
-    batch = random_batch(learner.micro_rows, learner.config.model.context, vocab_size, learner.device)
+def try_out(learner: Learner, vocab_size: int, gauge: Gauge) -> Trial:
+    """Some steps of random tokens, the first to warm up. More than two micro-batches take no more than two do."""
+    config, generator, start = learner.config, torch.Generator().manual_seed(0), time.perf_counter()
+    full = random_batch(learner.micro_rows, config.model.context, vocab_size, learner.device)
+    micro_batches = -(-rows_per_step(config) // learner.micro_rows)
+    window = Window(learner.device)  # small tensors that stay also count: freed memory does not merge across them
 
     def micro() -> None:
-        learner.backward(learner.forward(batch).loss)
+        out = learner.forward(batch)
+        learner.backward(out.loss)
+        window.add(out.sums)
 
     def update() -> None:
-        learner.update(1e-9, torch.isfinite(learner.clip()))
+        norm = learner.clip()
+        finite = torch.isfinite(norm)
+        learner.update(1e-9, finite)
+        window.close_step(finite, norm)
 
     times: list[tuple[float, float]] = []
-    for _ in range(3):
-        times.append((seconds_of(micro, learner.device), seconds_of(update, learner.device)))
+    while len(times) < STEPS[0] or (len(times) < STEPS[1] and time.perf_counter() - start < PATIENCE):
+        batch = with_gaps(full, generator)
+        passes = [seconds_of(micro, learner.device) for _ in range(min(micro_batches, 2))]
+        times.append((min(passes), seconds_of(update, learner.device)))
     micro_seconds, update_seconds = (min(column) for column in zip(*times[1:], strict=True))
-    return -(-rows // learner.micro_rows) * micro_seconds + update_seconds, micro_seconds, update_seconds
+    whole = micro_batches * micro_seconds + update_seconds
+    return Trial(len(times), whole, micro_seconds, update_seconds, gauge.peak())
+
+
+def with_gaps(batch: Batch, generator: torch.Generator) -> Batch:
+    """The batch with up to 3 % of its targets masked, as in real rows: where sizes vary, memory is reused less well."""
+    share = 0.03 * torch.rand((), generator=generator)
+    gaps = (torch.rand(batch.targets.shape, generator=generator) < share).to(batch.targets.device)
+    return dataclasses.replace(
+        batch, targets=batch.targets.masked_fill(gaps, -100), weights=batch.weights.masked_fill(gaps, 0.0)
+    )
 
 
 def seconds_of(act: Callable[[], None], device: torch.device) -> float:

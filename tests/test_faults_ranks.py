@@ -23,10 +23,17 @@ def test_killed_raising_hanging_and_paused_the_run_is_the_one_it_would_have_been
     assert struck.codes() == [137, 1, 1, 0]
     supervised.check_root_cause(struck, raised)
     supervised.check_stacks(Path(runs.runs / "struck"), struck.ended.told)
-    runs.check_same(supervised.clean(runs, "clean"), "struck")
+    runs.check_same(supervised.clean(runs), "struck")
 
 
 def test_asked_to_stop(runs: Runs):
     outcome = Outcome()
-    supervised.asked(runs, outcome, 1)
-    assert not outcome.failures and outcome.survived == 3
+    supervised.asked_once(runs, outcome)
+    assert not outcome.failures and outcome.survived == 2
+
+
+@pytest.mark.soak
+def test_asked_twice_while_one_rank_waits_for_the_other(runs: Runs):
+    outcome = Outcome()
+    supervised.asked_twice(runs, outcome)
+    assert not outcome.failures and outcome.survived == 1

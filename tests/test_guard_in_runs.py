@@ -1,11 +1,11 @@
 """Steps that would do harm, injected into whole runs: poisoned and shuffled batches, and a stop in an evaluation."""
 
-import dataclasses
+import errno
 import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 
 import pytest
 import torch
@@ -14,7 +14,10 @@ import durable
 import train
 from assemble import Parts
 from learner import Learner
+from scripts.faults.guarded import check_finite
+from scripts.faults.harm import poison, shuffle, spoil_weight, spoiled
 from tests.conftest import Bench, exact, read_lines
+from trainer.checkpoint import Saver
 from trainer.guard import LIMIT, WINDOW
 
 SHORT = ("train.steps=24", "eval.every=8", "save.every=8", "track.every=4", "eval.max_tokens=2048",
@@ -29,38 +32,11 @@ def events(bench: Bench, name: str, kind: str) -> list[dict]:
     return [e for e in read_lines(bench.runs / name / "events.jsonl") if e["event"] == kind]
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, calls: Iterable[int], how: Callable) -> list[dict[str, torch.Tensor]]:
+def spoil(monkeypatch: pytest.MonkeyPatch, calls: Container[int], how: Callable) -> list[dict[str, torch.Tensor]]:
     """Change what some forward passes of training see or give; returns the weights before each of them."""
-    real, count, before = Learner.forward, 0, []
-
-    def forward(self, batch, **options):
-        nonlocal count
-        count += 1
-        if count - 1 not in calls:
-            return real(self, batch, **options)
-        before.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
-        return how(lambda changed: real(self, changed, **options), batch)
-
+    forward, before = spoiled(calls, how)
     monkeypatch.setattr(Learner, "forward", forward)
     return before
-
-
-def poison(forward, batch):
-    out = forward(batch)
-    return dataclasses.replace(out, loss=out.loss * math.nan, sums={k: v * math.nan for k, v in out.sums.items()})
-
-
-def shuffle(forward, batch):
-    order = torch.randperm(batch.targets.numel(), generator=torch.Generator().manual_seed(0))
-    return forward(dataclasses.replace(batch, targets=batch.targets.flatten()[order].view_as(batch.targets)))
-
-
-def assert_finite(bench: Bench, name: str) -> None:
-    from safetensors.torch import load_file
-
-    for path in durable.list_checkpoints(bench.runs / name):
-        for file in ("model", "optimizer"):
-            assert all(torch.isfinite(t).all() for t in load_file(path / f"{file}.safetensors").values())
 
 
 def test_a_poisoned_micro_batch_changes_nothing_and_is_told(bench: Bench, monkeypatch, capsys):
@@ -83,7 +59,7 @@ def test_a_poisoned_micro_batch_changes_nothing_and_is_told(bench: Bench, monkey
     rows = bench.rows("poisoned")
     assert [row["train/skipped"] for row in rows if "train/skipped" in row] == [0, 1, 1, 1, 1, 1]
     assert all(math.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
-    assert_finite(bench, "poisoned")
+    check_finite(bench, "poisoned")
 
 
 def test_a_loss_spike_is_skipped(bench: Bench, monkeypatch):
@@ -114,8 +90,17 @@ def test_after_ten_in_a_row_it_goes_back_leaves_the_rows_out_and_halves_the_rate
     assert [row["step"] for row in rows] == list(range(1, 25)), "no step is there twice"
     assert {row["train/lr"] for row in rows[:8]} == {0.02} and {row["train/lr"] for row in rows[8:]} == {0.01}
     assert rows[-1]["train/skipped"] == LIMIT
-    assert_finite(bench, "back")
+    check_finite(bench, "back")
     assert start(bench, "back", "schedule={name: constant, warmup: 0}", "track.every=1") == 0  # finished: says so
+
+
+def test_a_run_that_went_back_near_its_end_is_as_long_as_it_was(bench: Bench, monkeypatch):
+    """Its length is told in tokens; the rows that it left out are not counted as trained on."""
+    spoil(monkeypatch, range(13, 13 + LIMIT), poison)
+    assert start(bench, "near-end", "train.steps=null", f"train.tokens={24 * 2048}") == 0
+    (back,) = events(bench, "near-end", "rollback")
+    assert (back["step"], back["to"]) == (23, 8)
+    assert durable.step_of(durable.find_checkpoint(bench.runs / "near-end")) == bench.rows("near-end")[-1]["step"] == 24
 
 
 def test_killed_after_going_back_it_goes_back_again_and_is_the_same_run(bench: Bench, monkeypatch):
@@ -164,7 +149,7 @@ def test_the_fourth_time_it_has_diverged(bench: Bench, monkeypatch, capsys):
     assert bench.status("lost")["state"] == "diverged" and bench.status("lost")["exit"] == 4
     assert [event["rate"] for event in events(bench, "lost", "rollback")] == [0.5, 0.25, 0.125]
     assert "diverged" in capsys.readouterr().out
-    assert_finite(bench, "lost")
+    check_finite(bench, "lost")
 
 
 def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
@@ -174,8 +159,7 @@ def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
     def save(self, keeper, state, nll, **options):
         if state.step == 16 and not spoiled:
             spoiled.append(state.step)
-            with torch.no_grad():
-                next(iter(self.learner.model.parameters())).view(-1)[0] = math.inf
+            spoil_weight(self.learner.model)
         return real(self, keeper, state, nll, **options)
 
     monkeypatch.setattr(Parts, "save", save)
@@ -183,7 +167,7 @@ def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
     (back,) = events(bench, "silent", "rollback")
     assert (back["step"], back["to"]) == (16, 8)
     assert [durable.step_of(p) for p in durable.list_checkpoints(bench.runs / "silent")] == [8, 16, 24]
-    assert_finite(bench, "silent")
+    check_finite(bench, "silent")
 
 
 @pytest.mark.parametrize("at", [8, 24], ids=["halfway", "at-the-end"])
@@ -213,6 +197,29 @@ def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at
     monkeypatch.undo()
     assert start(bench, f"cut-{at}", several) == 0
     assert exact(bench.rows(f"cut-{at}")) == exact(bench.rows(f"uncut-{at}"))
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_stop_at_a_step_whose_save_fails_is_no_clean_stop(bench: Bench, monkeypatch, capsys, background: str):
+    """Asked to stop after the evaluation of a step that is saved anyway: nothing will try again."""
+    real, opened = Saver._open, list[str]()
+
+    def full(self, tmp, nbytes):
+        opened.append(tmp.name)
+        if len(opened) == 2:
+            raise OSError(errno.EIO, "Input/output error", str(tmp))
+        real(self, tmp, nbytes)
+
+    def samples(self):
+        if opened:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(Saver, "_open", full)
+    monkeypatch.setattr(Parts, "samples", samples)
+    assert start(bench, f"stop-{background}", f"save.background={background}") == 1
+    assert bench.status(f"stop-{background}")["step"] == 8 and opened[1] == "step_00000016.tmp"
+    assert "step 16 was not saved" in capsys.readouterr().err
 
 
 def test_a_run_directory_that_vanishes_ends_the_run_with_one_line(bench: Bench, monkeypatch, capsys):

@@ -51,7 +51,9 @@ def test_it_goes_on_after_the_rows_that_did_harm_at_half_the_rate(tmp_path: Path
     assert (state.step, state.tokens, state.row) == (4, 256, 72) and state.sums == {"nll": 1.5}
     assert (state.rate, state.rollbacks, state.skipped_rows) == (0.25, 2, [[8, 16], [32, 72]])
     assert (state.guard, state.seconds, state.wandb_id) == ({"skipped": 12}, 7.0, "id")
-    (event,) = map(json.loads, (tmp_path / "events.jsonl").open())
+    again, _ = roll_back(tmp_path, dataclasses.replace(state, step=7, row=96, guard={"skipped": 22}))
+    assert again.skipped_rows == [[8, 16], [32, 96]], "each row once, though it went back twice to the same place"
+    event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
     assert event["event"] == "rollback" and (event["step"], event["to"], event["rows"]) == (9, 4, [32, 72])
     assert "goes back from step 9 to 4, leaves out rows 32 to 71" in capsys.readouterr().err
 

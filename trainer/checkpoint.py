@@ -82,10 +82,14 @@ class Saver:
         if self.keep_every and step % self.keep_every == 0:
             whole[PERMANENT] = True
         act = partial(self._save, self.shelf.place(step), write, whole, nbytes)
-        if self.background and not last and not self._failed:
+        if self.beside(last=last):
             self._pending = step, _in_thread(act)
         else:
             self._settle(step, act(), last=last)
+
+    def beside(self, *, last: bool) -> bool:
+        """Whether a save, the `last` or another, that starts now is in the background; to be asked after `wait`."""
+        return self.background and not last and not self._failed
 
     @property
     def busy(self) -> bool:

@@ -29,10 +29,10 @@ class Keeper:
         """Save the checkpoint of `step`; `others` writes, on rank 0, what else is in it. For the rest see `Saver.save`.
 
         False, and nothing is saved, when a value is not finite on any rank. A save in the background looks for that
-        in the background, and fails: by then the steps after it have met the same value.
+        in the background, and fails; the next one, in the foreground, tells.
         """
         self.saver.wait()  # its copy is free from here on
-        ranks, beside = self.saver.ranks, self.saver.background and not last
+        ranks, beside = self.saver.ranks, self.saver.beside(last=last)
         held = snapshot(model, optimizer, ranks, sharded=self.sharded, copy=beside, into=self._copy)
         if beside:
             self._copy = held

@@ -5,6 +5,7 @@ import ctypes
 import os
 from bisect import bisect_left
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -64,11 +65,45 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+class Gauge:
+    """Measures the most memory that this process takes, from now on and beyond what it has now.
+
+    On a GPU what the allocator reserves there; else resident memory, with all that the allocator keeps of what is
+    freed and libraries load when first used.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: int | None = None
+        if device.type == "cuda":
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_reserved(device)
+        elif device.type == "cpu":
+            with contextlib.suppress(OSError):  # Linux only
+                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+                self._before = _resident("VmRSS")
+
+    def peak(self) -> int | None:
+        """Bytes; None where it cannot be told."""
+        if self._before is None:
+            return None
+        on_gpu = self._device.type == "cuda"
+        return (torch.cuda.max_memory_reserved(self._device) if on_gpu else _resident("VmHWM")) - self._before
+
+
+def _resident(name: str) -> int:
+    """Bytes of resident memory: `VmRSS` now, `VmHWM` at most."""
+    lines = (line.partition(":")[::2] for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(value.split()[0]) * 1024 for key, value in lines if key == name)
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse large freed blocks instead of returning them to the kernel (elsewhere: nothing).
 
     A training step on a CPU allocates the same large tensors each time; by default every one is mapped anew and its
-    pages are zeroed on first touch, which costs a fifth of a step. Call before the first large allocation.
+    pages are zeroed on first touch, which costs a fifth of a step. The price is holes that nothing fits into: a process
+    takes up to half more than its tensors, or twice as much with recomputation. Call before the first large allocation.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -1,8 +1,11 @@
 """How a run ends: SIGTERM, SIGINT and SIGUSR1 ask it to save and stop, asked again it ends at once; its last act."""
 
+import ctypes
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +13,8 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_KILLED = 130
+PARENT = "THIMBLE_PARENT"
+"""Variable with the process id of what launched a process that must not outlive it."""
 _SAME_REQUEST = 1.0
 """Seconds in which a second signal is the first one again: a launcher and its process group both pass it on."""
 
@@ -28,8 +33,23 @@ def end_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def end_with_parent() -> None:
+    """From now on this process is killed when what launched it is gone: `PARENT` says who, and torchrun does it too.
+
+    A rank without a launcher would go on alone, hold the lock of its run, and nobody could stop it. Linux only; a
+    process that somebody started in a shell is left alone.
+    """
+    parent = os.environ.get(PARENT)
+    if sys.platform != "linux" or (parent is None and "TORCHELASTIC_RUN_ID" not in os.environ):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != int(parent):  # gone before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call `main` with the arguments of this process, and end it with the code that this returns."""
+    end_with_parent()
     try:
         code = main(sys.argv[1:])
     except Exception as error:
@@ -46,7 +66,8 @@ class StopRequest:
     """Truthy once a signal has come. Handles signals for the length of a `with` block.
 
     Inside `polling()` a signal is only noted, and whoever polls has to act; elsewhere it raises `Stopped` from the
-    main thread. A later second signal calls `last_words` and ends the process with code 130.
+    main thread. A later second signal calls `last_words` and ends the process with code 130, from a thread: the main
+    one may be waiting for other ranks, where Python's handlers get no turn.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -54,23 +75,31 @@ class StopRequest:
 
     def __init__(self, last_words: Callable[[], None] = lambda: None) -> None:
         self.last_words = last_words
-        self.asked_at: float | None = None
+        self.asked = False
         self.polled = False
 
     def __bool__(self) -> bool:
-        return self.asked_at is not None
+        return self.asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.asked_at is None:
-            self.asked_at = now
+        if not self.asked:
+            self.asked = True
             if not self.polled:
                 raise Stopped(f"stopped by {signal.Signals(number).name}")
-        elif now - self.asked_at > _SAME_REQUEST:
-            try:
-                self.last_words()
-            finally:
-                os._exit(EXIT_KILLED)
+
+    def _wait_for_second(self) -> None:
+        """Read the numbers of signals, which the interpreter writes as they come, until there is an end to them."""
+        first: float | None = None
+        while numbers := self.numbers.recv(64):
+            if not set(numbers) & set(self.signals):
+                continue
+            now = time.monotonic()
+            first = first or now
+            if now - first > _SAME_REQUEST:
+                try:
+                    self.last_words()
+                finally:
+                    os._exit(EXIT_KILLED)
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -83,9 +112,18 @@ class StopRequest:
         self.polled = False
 
     def __enter__(self) -> "StopRequest":
+        self.numbers, self.written = socket.socketpair()
+        self.written.setblocking(False)
+        self.fd_before = signal.set_wakeup_fd(self.written.fileno(), warn_on_full_buffer=False)
+        self.thread = threading.Thread(target=self._wait_for_second, name="second signal", daemon=True)
+        self.thread.start()
         self.before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self.fd_before)
+        self.written.close()
+        self.thread.join()
+        self.numbers.close()

@@ -81,23 +81,24 @@ def flipped(runs: Runs, outcome: Outcome, count: int) -> None:
         file = files[number % len(files)]
         place, bit = rng.randrange(file.stat().st_size), rng.randrange(8)
         with outcome.injection(f"bit {bit} of byte {place} of {file.name}"):
-            _flip(file, place, bit)
+            flip(file, place, bit)
             began = time.monotonic()
             detected = _falls_back(run)
             taken += time.monotonic() - began
             seen += detected
             # Another last digit of a long number may be the same number: then what is loaded is what was saved.
             check(detected or durable.verify(newest) == truth, "loaded silently")
-        _flip(file, place, bit)
+        flip(file, place, bit)
     durable.verify(newest)
     outcome.detection = f"{seen}/{count}"
     with outcome.injection("a flipped bit of the weights, gone on with"):
-        _goes_on(runs, outcome, "flipped-on", lambda path: _flip(path / "model.safetensors", 5000, 3))
+        _goes_on(runs, outcome, "flipped-on", lambda path: flip(path / "model.safetensors", 5000, 3))
     size = sum(file.stat().st_size for file in files)
     outcome.figures = {"checkpoint_bytes": size, "milliseconds_each": 1e3 * taken / count}
 
 
-def _flip(file: Path, place: int, bit: int) -> None:
+def flip(file: Path, place: int, bit: int) -> None:
+    """Flip a bit of a byte of a file."""
     with open(file, "r+b") as opened:
         opened.seek(place)
         byte = opened.read(1)[0]
@@ -115,7 +116,7 @@ RUIN: dict[str, Callable[[Path], None]] = {
     "every file cut to nothing": _all_cut,
     "weights removed": lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
     "state.json removed": lambda checkpoint: (checkpoint / durable.STATE).unlink(),
-    "a bit flipped in the optimizer": lambda checkpoint: _flip(checkpoint / "optimizer.safetensors", 3000, 0),
+    "a bit flipped in the optimizer": lambda checkpoint: flip(checkpoint / "optimizer.safetensors", 3000, 0),
 }
 
 

@@ -75,7 +75,7 @@ def install(plan: str, told: dict[str, Any]) -> None:
     from learner import Learner
     from scripts.faults.harm import SPOIL, digest, spoil_weight
 
-    rank, ours, spoils = int(os.environ.get("RANK", "0")), set[str](), list[str]()
+    rank, before, spoils = int(os.environ.get("RANK", "0")), list[str](), list[str]()
     begin, forward, update = Learner.seed_dropout, Learner.forward, Learner.update
 
     def begin_and_hurt(learner: Learner, step: int, micro: int) -> None:
@@ -85,27 +85,28 @@ def install(plan: str, told: dict[str, Any]) -> None:
                 continue
             done.touch()
             if kind in SPOIL:
-                ours.add(digest(learner))  # looked at by all ranks: none may be changed by this step
+                before[:] = [digest(learner)]  # looked at by all ranks: none may be changed by this step
             if fault["rank"] != rank:
                 continue
             note(told["log"], kind, step=step)
-            if kind in SPOIL:
+            if kind in SPOIL or kind == "weight":
                 spoils.append(kind)
-            elif kind == "weight":
-                spoil_weight(learner.model)
-            else:
-                hurt(kind)
+                break  # another one of this step is for when the run comes here again
+            hurt(kind)
         begin(learner, step, micro)
 
     def forward_spoiled(learner: Learner, batch: Any, **options: Any) -> Any:
-        if not spoils:
+        if not spoils or spoils == ["weight"]:
             return forward(learner, batch, **options)
         return SPOIL[spoils.pop()](lambda changed: forward(learner, changed, **options), batch)
 
     def update_and_look(learner: Learner, factor: float, finite: Any) -> None:
         update(learner, factor, finite)
-        if ours:
-            note(told["log"], "looked", changed=ours.pop() != digest(learner))
+        if before:
+            note(told["log"], "looked", changed=before.pop() != digest(learner))
+        if spoils:
+            spoils.clear()
+            spoil_weight(learner.model)
 
     for name, changed in (("seed_dropout", begin_and_hurt), ("forward", forward_spoiled), ("update", update_and_look)):
         setattr(Learner, name, changed)

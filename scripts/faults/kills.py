@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from trainer.rows import METRICS, Rows
 
 from .runs import SAVE_EVERY, SHORT, Runs, check, check_code
 from .scenario import Outcome
+from .supervised import Fault, strike_alone, wait_for
 
 
 def killed(runs: Runs, outcome: Outcome, count: int, *overrides: str) -> None:
@@ -66,22 +68,20 @@ def interrupted(runs: Runs, outcome: Outcome, count: int) -> None:
 
 
 def _interrupt_twice(runs: Runs, outcome: Outcome, name: str) -> None:
-    slow = ("train.steps=2", "train.batch_tokens=131072", "save.every=1", "eval.every=1", "track.every=1",
-            "eval.max_tokens=2048", "eval.sample_tokens=8", "schedule.warmup=0")  # fmt: skip
+    """In the middle of a step that would never end."""
 
-    def twice(process: subprocess.Popen[str]) -> None:
-        while process.poll() is None and runs.saved(name) < 1:
-            time.sleep(0.01)
-        time.sleep(0.2)  # now it is in its second step, which takes seconds
+    def twice(process: subprocess.Popen[str], log: Path) -> None:
+        wait_for(log, "hang")
         process.send_signal(signal.SIGINT)
-        time.sleep(1.1)  # within a second it would count as the first, passed on by a launcher
+        time.sleep(2)  # within a second it would count as the first, passed on by a launcher
         process.send_signal(signal.SIGINT)
 
-    ended = runs.hit(name, 1, twice, *slow)
-    check_code(ended, 130)
+    struck = strike_alone(runs, name, {"faults": [Fault("hang", 0, 9)]}, act=twice)
+    check_code(struck.ended, 130)
     check(runs.status(name)["exit"] == 130, f"status.json says {runs.status(name)}")
-    outcome.costs(max(0, runs.last_row(name) - runs.saved(name)))
-    check_code(runs.finish(name, *slow), 0)
+    outcome.costs(9 - runs.saved(name))
+    check_code(runs.finish(name, *SHORT), 0)
+    runs.check_same(runs.clean(*SHORT), name)
 
 
 def cut_metrics(runs: Runs, outcome: Outcome, count: int) -> None:

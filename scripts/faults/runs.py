@@ -64,7 +64,7 @@ class Runs:
         """Run to its own end."""
         began = time.monotonic()
         process = self.start(*self.launcher(processes), *self.arguments(name, *overrides), env=env)
-        return _end(process, began)
+        return end_of(process, began)
 
     def clean(self, *overrides: str) -> str:
         """The name of a run of these overrides that nothing happened to; made once."""
@@ -97,7 +97,7 @@ class Runs:
             time.sleep(0.002)
         if process.poll() is None:
             act(process)
-        ended = _end(process, began)
+        ended = end_of(process, began)
         if file.exists() and file.stat().st_mtime_ns > before:
             seen.append((began + ended.seconds, self.last_row(name)))
         ended.seen = seen
@@ -141,7 +141,9 @@ class Runs:
             check(texts[0] == texts[1] != b"", f"the samples of {one} and {other} differ")
 
 
-def _end(process: subprocess.Popen[str], began: float) -> Ended:
+def end_of(process: subprocess.Popen[str], began: float | None = None) -> Ended:
+    """See a process end; `began` is when it was started, if not now."""
+    began = time.monotonic() if began is None else began
     try:
         out, err = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:

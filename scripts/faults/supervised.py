@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,19 +54,51 @@ def strike(
     act: Callable[[subprocess.Popen[str], Path], None] = lambda launcher, log: None,
 ) -> Struck:
     """Launch a run with `faults`, `act` on it, and see it end."""
-    log, plan = runs.runs / f"{name}.log", runs.runs / f"{name}.faults.json"
-    runs.runs.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps({"log": str(log), "faults": [vars(fault) for fault in faults]}))
-    began = time.monotonic()
+    return _struck(runs, name, {"faults": faults}, "launch", options, overrides, act)
+
+
+def strike_alone(
+    runs: Runs,
+    name: str,
+    plan: Mapping[str, Any],
+    *overrides: str,
+    processes: int = 1,
+    act: Callable[[subprocess.Popen[str], Path], None] = lambda process, log: None,
+) -> Struck:
+    """The same without the launcher, which starts a run again; for `plan` see `faulty.py`."""
+    return _struck(runs, name, {"faults": [], **plan}, "train", (), overrides, act, processes=processes)
+
+
+def _struck(
+    runs: Runs,
+    name: str,
+    plan: dict[str, Any],
+    mode: str,
+    options: Sequence[str],
+    overrides: Sequence[str],
+    act: Callable[[subprocess.Popen[str], Path], None],
+    processes: int = 1,
+) -> Struck:
+    log, file = write_plan(runs, name, plan)
+    driver = str(Path(__file__).with_name("faulty.py"))
     _, config, *settings = runs.arguments(name, *SHORT, *overrides)
-    process = runs.start(str(Path(__file__).with_name("faulty.py")), "launch", str(plan), *options, config, *settings)
-    act(process, log)
+    began = time.monotonic()
+    process = runs.start(*runs.launcher(processes), driver, mode, str(file), *options, config, *settings)
     try:
+        act(process, log)
         out, err = process.communicate(timeout=200)
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.kill()
     return Struck(Ended(process.returncode, out + err, began, time.monotonic() - began), read_lines(log))
+
+
+def write_plan(runs: Runs, name: str, plan: dict[str, Any]) -> tuple[Path, Path]:
+    """Write what `faulty.py` is to do to a run; returns its log and the file."""
+    log, file = runs.runs / f"{name}.log", runs.runs / f"{name}.faults.json"
+    runs.runs.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(plan | {"log": str(log), "faults": [vars(fault) for fault in plan["faults"]]}))
+    return log, file
 
 
 def wait_for(log: Path, event: str, seconds: float = 120.0) -> dict[str, Any]:
@@ -81,9 +113,11 @@ def wait_for(log: Path, event: str, seconds: float = 120.0) -> dict[str, Any]:
     raise AssertionError(f"no {event} in {seconds:g} s")
 
 
-def clean(runs: Runs, name: str) -> str:
-    """The name of a run of two processes that nothing happens to."""
-    check_code(runs.finish(name, *SHORT, processes=2), 0)
+def clean(runs: Runs) -> str:
+    """The name of a run of two processes that nothing happened to; made once."""
+    name = "two-ranks"
+    if not (runs.runs / name).exists():
+        check_code(runs.finish(name, *SHORT, processes=2), 0)
     return name
 
 
@@ -99,7 +133,7 @@ def killed_rank(runs: Runs, outcome: Outcome, count: int) -> None:
         check(max(ended) < 2, f"noticed after {max(ended):.2f} s")
         outcome.costs(max(fault.step % 6 for fault in faults))
         outcome.detection = f"by the other rank in {max(noticed):.2f} s, by the launcher in {max(ended):.2f} s"
-        runs.check_same(clean(runs, "rank-killed-clean"), "rank-killed")
+        runs.check_same(clean(runs), "rank-killed")
 
 
 def hung_rank(runs: Runs, outcome: Outcome, count: int) -> None:
@@ -111,7 +145,7 @@ def hung_rank(runs: Runs, outcome: Outcome, count: int) -> None:
         check_stacks(runs.runs / "rank-hung", struck.ended.told)
         outcome.costs(fault.step % 6)
         outcome.detection = f"after {struck.since(fault, 'ended'):.1f} s, {TIMEOUT} of them train.timeout"
-        runs.check_same(clean(runs, "rank-hung-clean"), "rank-hung")
+        runs.check_same(clean(runs), "rank-hung")
 
 
 def check_stacks(run: Path, told: str) -> None:
@@ -131,7 +165,7 @@ def raising_rank(runs: Runs, outcome: Outcome, count: int) -> None:
         check_root_cause(struck, fault)
         outcome.costs(fault.step % 6)
         outcome.detection = f"in {struck.since(fault, 'ended'):.2f} s"
-        runs.check_same(clean(runs, "rank-raised-clean"), "rank-raised")
+        runs.check_same(clean(runs), "rank-raised")
 
 
 def check_root_cause(struck: Struck, fault: Fault) -> None:
@@ -150,11 +184,17 @@ def paused_rank(runs: Runs, outcome: Outcome, count: int) -> None:
         struck = strike(runs, "rank-paused", [fault], f"train.timeout={TIMEOUT}")
         check_code(struck.ended, 0)
         check(struck.codes() == [0], f"starts ended with {struck.codes()}")
-        runs.check_same(clean(runs, "rank-paused-clean"), "rank-paused")
+        runs.check_same(clean(runs), "rank-paused")
 
 
 def asked(runs: Runs, outcome: Outcome, count: int) -> None:
     """F11: stop signals to one rank, to the launcher and so to torchrun, and twice."""
+    asked_once(runs, outcome)
+    asked_twice(runs, outcome)
+
+
+def asked_once(runs: Runs, outcome: Outcome) -> None:
+    """One rank is asked and the run started again; then the launcher is, and with it all end."""
     one_rank, launched = Fault("SIGTERM", 1, 4), Fault("pause", 1, 9)
 
     def usr1(launcher: subprocess.Popen[str], log: Path) -> None:
@@ -167,16 +207,20 @@ def asked(runs: Runs, outcome: Outcome, count: int) -> None:
         check(struck.codes() == [75, 75], f"starts ended with {struck.codes()}")  # started again after the first alone
         check(runs.saved("asked") == runs.status("asked")["step"] == 10, f"stopped at step {runs.saved('asked')}")
         check_code(runs.finish("asked", *SHORT, processes=2), 0)
-        runs.check_same(clean(runs, "asked-clean"), "asked")
+        runs.check_same(clean(runs), "asked")
+    outcome.costs(0)
+
+
+def asked_twice(runs: Runs, outcome: Outcome) -> None:
+    """One rank is in a step without an end, the other waits for it in a collective."""
 
     def twice(launcher: subprocess.Popen[str], log: Path) -> None:
-        wait_for(log, "nap")
+        wait_for(log, "hang")  # in this step it stays
         launcher.terminate()
-        time.sleep(1.2)  # within a second it would count as the first
+        time.sleep(2)  # within a second it would count as the first
         launcher.terminate()
 
     with outcome.injection("SIGTERM twice"):
-        struck = strike(runs, "asked-twice", [Fault("nap", 0, 4)], act=twice)
+        struck = strike(runs, "asked-twice", [Fault("hang", 1, 4)], act=twice)
         check_code(struck.ended, 130)
         check(runs.status("asked-twice")["exit"] == 130, f"status.json says {runs.status('asked-twice')}")
-    outcome.costs(0)

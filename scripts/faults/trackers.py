@@ -1,5 +1,6 @@
 """Failures of Weights & Biases (F16), which training must not notice."""
 
+import itertools
 import os
 import signal
 import statistics
@@ -14,8 +15,9 @@ from .scenario import Outcome
 NOWHERE = {"WANDB_BASE_URL": "http://192.0.2.1", "WANDB_API_KEY": "0" * 40}
 NO_KEY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": "/nonexistent", "WANDB_API_KEY": ""}
 QUIET = {"WANDB_ERROR_REPORTING": "false"}
-TIMED = ("train.steps=150", "eval.every=150", "save.every=150", "track.every=1", "eval.max_tokens=2048",
+TIMED = ("train.steps=400", "eval.every=400", "save.every=400", "track.every=1", "eval.max_tokens=2048",
          "eval.sample_tokens=0")  # fmt: skip
+SETTLED = 3.0
 
 
 def wandb_fails(runs: Runs, outcome: Outcome, count: int) -> None:
@@ -62,16 +64,20 @@ def _killed(runs: Runs, name: str) -> Ended:
 
 
 def step_times(runs: Runs, repeats: int) -> dict[str, float]:
-    """Milliseconds of a step, the median of all, without wandb and with one that cannot be reached."""
+    """Milliseconds of a step without wandb and with one that cannot be reached, in `repeats` pairs of runs.
+
+    A run's time is the median of its steps after the first `SETTLED` seconds, in which wandb is imported beside it.
+    The ratio is the median of the pairs', which take turns in who is first, so that neither a machine that gets slower
+    nor one run that was disturbed decides.
+    """
     ways: dict[str, list[float]] = {"off": [], "unreachable": []}
     for number in range(repeats):
-        for way, taken in ways.items():
+        for way in sorted(ways, reverse=number % 2 == 1):
             name = f"timed-{way}-{number}"
-            if way == "off":
-                check_code(runs.finish(name, *TIMED), 0)
-            else:
-                check_code(_online(runs, name, NOWHERE, TIMED), 0)
-            elapsed = [row["time/elapsed"] for row in runs.rows(name)[20:-1]]
-            taken += [1e3 * (b - a) for a, b in zip(elapsed, elapsed[1:], strict=False)]
+            check_code(runs.finish(name, *TIMED) if way == "off" else _online(runs, name, NOWHERE, TIMED), 0)
+            elapsed = [row["time/elapsed"] for row in runs.rows(name)[:-1]]
+            settled = [time for time in elapsed if time > elapsed[0] + SETTLED]
+            ways[way].append(statistics.median(1e3 * (b - a) for a, b in itertools.pairwise(settled)))
+    ratios = [theirs / ours for ours, theirs in zip(ways["off"], ways["unreachable"], strict=True)]
     medians = {way: statistics.median(taken) for way, taken in ways.items()}
-    return {**medians, "ratio": medians["unreachable"] / medians["off"]}
+    return {**medians, "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}

@@ -1,137 +1,18 @@
 """A run that goes on with another value: each field of the schema is refused, recorded or let through by its tag."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import train
-from configs import ConfigError, RunConfig, changes, dump, load, to_tree
-from configs.reference import child, choices, fields
-from configs.schema import raw_schema, tag_of
-from configs.validate import validate
-
-BASE = """\
-run: {name: x}
-data:
-  sources: {a: {kind: jsonl, files: [f.jsonl]}, b: {kind: text, files: [g.txt]}}
-  split: {sources: {c: {kind: text, files: [h.txt]}}}
-train: {steps: 100, batch_tokens: 1024}
-"""
-GENERAL = [
-    1,
-    2,
-    3,
-    7,
-    0,
-    64,
-    2048,
-    0.5,
-    0.25,
-    1.5,
-    True,
-    False,
-    "x",
-    "5M",
-    "5M tokens",
-    "a.py",
-    "utf-16",
-    ["x"],
-    [0.5, 0.5],
-]
-# What no general value is, and what must change along with a field.
-SPECIAL: dict[str, dict[str, Any]] = {
-    "data.clean.decontaminate.ngram": {"data.clean.decontaminate": {"files": ["t.txt"], "ngram": 9}},
-    "data.clean.keep": {"data.clean.keep": {"words": {"min": 3}}},
-    "data.curriculum.descending": {"data.curriculum": {"by": "length", "descending": True}},
-    "data.curriculum.over": {"data.curriculum": {"by": "length", "over": 0.3}},
-    "data.pack.fim.sources": {"data.pack.fim": {"sources": ["a"]}},
-    "data.mixture": {"data.mixture": {"a": 1.0, "b": 2.0}},
-    "data.phases": {"data.phases": [{"at": 0.5, "mixture": {"a": 1.0, "b": 2.0}}]},
-    "data.redact": {"data.redact": ["email"]},
-    "data.sources": {"data.sources": {"z": {"kind": "text", "files": ["-"]}}},
-    "data.sources.a.constants": {"data.sources.a.constants": {"lang": "en"}},
-    "data.sources.a.data_files": {"data.sources.a": {"kind": "hf", "path": "p", "data_files": ["x"]}},
-    "data.sources.a.labels": {"data.sources.a.labels": {"lang": "language"}},
-    "data.sources.a.name": {"data.sources.a": {"kind": "hf", "path": "p", "name": "x"}},
-    "data.sources.a.packages": {"data.sources.a": {"kind": "python", "packages": ["json"]}},
-    "data.sources.a.path": {"data.sources.a": {"kind": "hf", "path": "p"}},
-    "data.sources.a.split": {"data.sources.a": {"kind": "hf", "path": "p", "split": "x"}},
-    "data.sources.a.streaming": {"data.sources.a": {"kind": "hf", "path": "p", "streaming": True}},
-    "data.sources.a.template": {"data.sources.a.messages": "m", "data.sources.a.template": "plain"},
-    "data.sources.a.train_on": {"data.sources.a.messages": "m", "data.sources.a.train_on": ["user"]},
-    "data.split.sources": {"data.split.sources": {"z": {"kind": "text", "files": ["-"]}}},
-    "data.tokenizer.file": {"data.tokenizer": {"file": "t.json"}},
-    "data.tokenizer.level": {"data.tokenizer": {"level": "char"}},
-    "data.tokenizer.tiktoken": {"data.tokenizer": {"tiktoken": "gpt2"}},
-    "loss.add": {"loss.add": [{"z": {}}]},
-    "loss.base": {"loss.base": {"smooth": {}}},
-    "loss.logits": {"loss.logits": [{"softcap": {}}]},
-    "loss.weights": {"loss.weights": [{"frequency": {}}]},
-    "train.epochs": {"train.steps": None, "train.epochs": 2.0},
-    "train.tokens": {"train.steps": None, "train.tokens": "5M"},
-}
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *around, last = key.split(".")
-    for part in around:
-        if not isinstance(tree.get(part), dict):
-            tree[part] = {}
-        tree = tree[part]
-    tree[last] = copy.deepcopy(value)
-
-
-def _edited(tree: dict[str, Any], edit: dict[str, Any]) -> dict[str, Any]:
-    new = copy.deepcopy(tree)
-    for key, value in edit.items():
-        _put(new, key, value)
-    return new
-
-
-def _node(key: str) -> dict[str, Any]:
-    node: dict[str, Any] | None = raw_schema()
-    for part in key.split("."):
-        node = child(node or {}, part)
-    return node or {}
-
-
-def changed(tree: dict[str, Any], key: str) -> RunConfig | None:
-    """A valid config in which `key`, and as little else as possible, has another value than in the valid `tree`."""
-    old, _ = validate(tree)
-    words = [{"true": True, "false": False}.get(word, word) for word in choices(_node(key))]
-    for edit in [*([SPECIAL[key]] if key in SPECIAL else []), *({key: value} for value in (*words, *GENERAL))]:
-        config, problems = validate(_edited(tree, edit))
-        if config and not problems and config != old:
-            return config
-    return None
-
-
-KEYS = [f.key.replace(".<name>", ".c" if f.key.startswith("data.split") else ".a") for f in fields()]
+from scripts.faults.edits import KEYS, base_tree, check_change
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("changes") / "base.yaml"
-    path.write_text(BASE)
-    return to_tree(load(path))
+    return base_tree(tmp_path_factory.mktemp("changes"))
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_change_is_refused_recorded_or_free(key: str, tree: dict[str, Any], tmp_path: Path) -> None:
-    old, _ = validate(tree)
-    new = changed(tree, key)
-    assert old is not None and new is not None, f"no valid value for {key} is known here: add one to SPECIAL"
-    found, tag = changes(tree, new), tag_of(key)
-    at_all = [change.key for change in (*found.identity, *found.recorded, *found.free)]
-    assert any(each == key or each.startswith(f"{key}.") or key.startswith(f"{each}.") for each in at_all), at_all
-    (tmp_path / "config.yaml").write_text(dump(old))
-    if tag == "identity":
-        with pytest.raises(ConfigError) as refusal:
-            train.restore(new, tmp_path)
-        for change in found.identity:
-            assert f"{change}" in str(refusal.value)
-    else:
-        assert train.restore(new, tmp_path)[1] is None
-        assert not found.identity and bool(found.recorded) == (tag == "recorded")
+    check_change(key, tree, tmp_path)

@@ -32,6 +32,7 @@ from data.reading.changes import file_digests
 from data.store import Store, find_shard, from_file, to_bytes
 from data.tokenizer import load_tokenizer
 from data.tokens.vocabulary import byte_tokenizer
+from scripts.faults.shards import put_id_beyond
 
 from .helpers import BYTE, bpe, content, corpora, random_texts, text_config, text_source, write_files
 
@@ -162,14 +163,8 @@ def test_a_flipped_byte_is_found(tmp_path: Path, suffix: str, small_tasks: None)
 def test_an_id_beyond_the_vocabulary_is_found_though_the_hash_is_right(tmp_path: Path) -> None:
     config = text_config(tmp_path, split=SPLIT)
     prepared = make(config)
-    record = prepared.store.shards[0]
-    path, size = prepared.store.folder / f"{record.name}.bin", prepared.tokenizer.vocab_size
-    before, ids = durable.sha256(path), np.fromfile(path, record.dtype)
-    ids[5:8] = [size, size - 1, 60_000]
-    path.write_bytes(ids.tobytes())
-    for file in (prepared.directory / "manifest.json", path.with_suffix(".json")):
-        file.write_text(file.read_text().replace(before, durable.sha256(path)))
-    with pytest.raises(durable.Damaged, match=f"{path.name}: token 5 is {size}, and ids end at {size - 1}"):
+    saying = put_id_beyond(prepared)
+    with pytest.raises(durable.Damaged, match=saying):
         make(config)
 
 

@@ -74,5 +74,5 @@ def test_in_the_background_it_is_a_save_that_failed(tmp_path):
     keeper.saver.wait()
     assert len(told) == 1 and "is not finite" in told[0] and steps(tmp_path) == []
     assert [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").open()] == ["save_failed"]
-    assert not keeper.save(2, model, optimizer, others, STATE, last=True)
+    assert not keeper.save(2, model, optimizer, others, STATE, last=False)  # as in the foreground: the run goes back
     assert not (tmp_path / "checkpoints" / "step_00000001.tmp").exists()

@@ -11,32 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import memory, rundir
-from trainer.guard import LIMIT, Guard
 from trainer.precision import Precision, resolve
 from trainer.signals import Stopped, StopRequest
 from trainer.window import Window
 
 CPU = torch.device("cpu")
 alone = lambda t: t  # noqa: E731
-
-
-def test_guard_refuses_what_is_not_finite_and_counts():
-    guard = Guard(CPU)
-    one = torch.tensor(1.0)
-    bad = [torch.tensor(x) for x in (math.nan, math.inf, -math.inf)]
-    assert guard.check(one, one, alone)
-    assert not any(guard.check(x, one, alone) or guard.check(one, x, alone) for x in bad)
-    assert guard.state() == {"skipped": 6, "in_a_row": 6}
-    assert guard.check(one, one, alone) and guard.state() == {"skipped": 6, "in_a_row": 0}
-    assert not guard.check(one, one, agree=torch.logical_not)  # another rank says no
-    assert guard.read() == 7
-
-
-def test_guard_gives_up_and_remembers_over_a_resume():
-    guard = Guard(CPU, skipped=3, in_a_row=LIMIT - 1)
-    assert guard.read() == 3 and not guard.gives_up(LIMIT)
-    guard.check(torch.tensor(math.nan), torch.tensor(1.0), alone)
-    assert guard.read() == 4 and guard.gives_up(LIMIT) and not guard.gives_up(LIMIT + 1)
 
 
 def test_window_sums_applied_steps_and_goes_on_from_a_checkpoint():
