@@ -1,6 +1,6 @@
 # make train [CONFIG=configs/quickstart.yaml] [ARGS="train.steps=50"]   train; the same command goes on after a stop
 # make test [JOBS=2]                                                   the test suite, in so many processes
-# make soak                                                            the tests with long counts
+# make soak [JOBS=2]                                                   the tests with long counts
 # make clean                                                           remove .venv and caches, never corpora or runs
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ test: .venv/test
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 soak: .venv/soak
-	@$(BIN)/python -m pytest -q -m soak
+	@$(BIN)/python -m pytest -q -m soak -n $(JOBS) --dist loadfile
 
 lint: .venv/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

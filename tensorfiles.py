@@ -5,7 +5,8 @@ process k has the rows from k * ceil(R / n) on, ceil(R / n) of them as long as t
 
 The whole tensors of a set `model` are in `model.safetensors`, the parts in `model.part1of2.safetensors` and so on: a
 name says how many there are. A part's metadata tell where its rows begin, under the keys of PyTorch's own distributed
-safetensors checkpoints, and each tensor's whole shape, so that nothing can be missing unseen.
+safetensors checkpoints, and each tensor's whole shape, so that nothing can be missing unseen. They are a single entry:
+the library writes several in a random order, and the same tensors have to be the same file.
 """
 
 import json
@@ -23,8 +24,7 @@ from torch import Tensor
 
 from durable import Damaged
 
-_OFFSETS = "DCP_SHARDING_INFO"  # JSON: {name: {"saved_offsets": [first row, 0, ...]}}
-_SHAPES = "shapes"  # JSON: {name: whole shape}
+_ROWS = "DCP_SHARDING_INFO"  # JSON: {name: {"saved_offsets": [first row, 0, ...], "shape": whole shape}}
 
 
 def rows_of(shape: tuple[int, ...], part: int, parts: int) -> tuple[int, int]:
@@ -52,8 +52,8 @@ class Part:
         if self.of > 1:
             file = f"{name}.part{self.number + 1}of{self.of}.safetensors"
             rows = {key: tensor for key, tensor in rows.items() if tensor.numel() or self.number == 0}
-            offsets = {key: {"saved_offsets": self._offset(key)} for key in rows}
-            metadata |= {_OFFSETS: json.dumps(offsets), _SHAPES: json.dumps({key: self.shapes[key] for key in rows})}
+            about = {key: {"saved_offsets": self._offset(key), "shape": self.shapes[key]} for key in rows}
+            metadata = {_ROWS: json.dumps(about)}
         save_file(rows, directory / file, metadata)
 
     def _offset(self, key: str) -> list[int]:
@@ -135,13 +135,12 @@ def _files(directory: Path, name: str) -> list[Path]:
 def _contents(file: Any) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, int, int]]:
     """(name, whole shape, dtype, first row, rows) of each tensor with rows in an open file."""
     metadata = file.metadata() or {}
-    offsets = json.loads(metadata[_OFFSETS]) if _OFFSETS in metadata else None
-    shapes = json.loads(metadata[_SHAPES]) if offsets is not None else {}
+    about = json.loads(metadata[_ROWS]) if _ROWS in metadata else None
     for key in file.keys():  # noqa: SIM118 (it is no dict)
         here = file.get_slice(key)
         have = tuple(here.get_shape())
-        shape = tuple(map(int, shapes[key])) if offsets is not None else have
-        start = int(offsets[key]["saved_offsets"][0]) if offsets is not None and shape else 0
+        shape = tuple(map(int, about[key]["shape"])) if about is not None else have
+        start = int(about[key]["saved_offsets"][0]) if about is not None and shape else 0
         if len(shape) != len(have) or shape[1:] != have[1:]:
             raise ValueError(f"{key} has shape {have}, which is no part of {shape}")
         empty = here[:0] if have else file.get_tensor(key)

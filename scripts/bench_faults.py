@@ -1,7 +1,7 @@
 """Every fault that a run must survive, injected for real: `python -m scripts.bench faults`.
 
 Writes `reliability.md`, `.json` and `.png`, which say how often each was injected, survived, and what it cost. The
-whole matrix takes about half an hour on two CPU cores, `--quick` a few minutes.
+whole matrix takes about ten minutes on two CPU cores, `--quick` three or four.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def figures(runs: Runs, *, quick: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()  # as every run on a CPU does
     saving = saving_times(runs.runs / "saving", SMALL if quick else LARGE, saves=1 if quick else 5)
-    return {"wandb": step_times(runs, 1 if quick else 5), "saving": saving}
+    return {"wandb": step_times(runs, 1 if quick else 3), "saving": saving}
 
 
 if __name__ == "__main__":

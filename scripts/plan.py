@@ -21,7 +21,7 @@ from trainer.window import Window
 
 STEPS = 3, 12
 """Steps that are timed and measured: at least, and at most while they take no more than PATIENCE seconds."""
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 def dry_run(config: RunConfig) -> int:
@@ -95,9 +95,7 @@ def facts(
                  + (f", teacher {config.loss.teacher}" if config.loss.teacher else "")),
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
         ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
-        ("memory", f"{trial.peak / MIB:,.0f} MiB measured in {trial.steps} steps; their tensors take about {text_of(memory)}"
-                   if trial and trial.peak is not None
-                   else f"tensors take about {text_of(memory)}; libraries and what an allocator keeps come on top"),
+        ("memory", memory_text(memory, trial)),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
     train_rows, by_source = expected_rows(config, data)
@@ -124,6 +122,13 @@ def facts(
             ("time", f"about {clock_text(total * trial.seconds)} on one process, without evaluations and preparation")
         )
     return lines
+
+
+def memory_text(tensors: dict[str, int], trial: Trial | None) -> str:
+    """What was measured and what was estimated, which is all there is without a device to measure on."""
+    if trial is None or trial.peak is None:
+        return f"tensors take about {text_of(tensors)}; libraries and what an allocator keeps come on top"
+    return f"{trial.peak / MIB:,.0f} MiB measured in {trial.steps} steps; their tensors take about {text_of(tensors)}"
 
 
 def expected_rows(config: RunConfig, data: Prepared | None) -> tuple[int, dict[str, int]]:

@@ -11,11 +11,20 @@ from scripts.faults.runs import SAVE_EVERY
 from scripts.faults.scenario import Outcome, Scenario
 from tests.conftest import ROOT, Bench
 
-ELSEWHERE = {"F2", "F3"} | {"F8", "F9", "F10", "F11", "F22"}  # tests/trainer/test_checkpoint.py, test_faults_ranks.py
-HERE = [scenario for scenario in MATRIX if scenario.fault not in ELSEWHERE]
+# In trainer/test_checkpoint.py; test_faults_ranks.py; test_guard_in_runs.py, which share what is injected.
+ELSEWHERE = {"F2", "F3"} | {"F8", "F9", "F10", "F11", "F22"} | {"F13", "F14"}
+LONG = {"F13", "F14", "F21"}
+"""Of several processes, or many steps: for soak."""
+CASES = [
+    pytest.param(
+        scenario, id=f"{scenario.fault}-{scenario.name}", marks=[pytest.mark.soak] if scenario.fault in LONG else []
+    )
+    for scenario in MATRIX
+    if scenario.fault not in ELSEWHERE - LONG
+]
 
 
-@pytest.mark.parametrize("scenario", HERE, ids=lambda scenario: f"{scenario.fault}-{scenario.name}")
+@pytest.mark.parametrize("scenario", CASES)
 def test_survived(bench: Bench, scenario: Scenario):
     outcome = scenario.run(bench, scenario.quick)
     if any(failure.startswith("NotAllowed") for failure in outcome.failures):
@@ -32,17 +41,9 @@ def test_the_page_is_written_from_the_numbers_beside_it():
     assert set(report["faults"]) == {scenario.fault for scenario in MATRIX}, "run python -m scripts.bench faults again"
 
 
-def killed(bench: Bench, count: int, *overrides: str) -> None:
-    outcome = Outcome()
-    kills.killed(bench, outcome, count, *overrides)
-    assert not outcome.failures and outcome.survived == count and (outcome.lost or 0) <= SAVE_EVERY
-
-
-def test_killed_in_bf16(bench: Bench):
-    killed(bench, 2, "train.precision=bf16")
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_twenty_times(bench: Bench, precision: str):
-    killed(bench, 20, f"train.precision={precision}")
+    outcome = Outcome()
+    kills.killed(bench, outcome, 20, f"train.precision={precision}")
+    assert not outcome.failures and outcome.survived == 20 and (outcome.lost or 0) <= SAVE_EVERY

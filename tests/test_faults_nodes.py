@@ -1,4 +1,4 @@
-"""A run over two machines, which are network namespaces where these are permitted; and a link between them that fails."""
+"""A run over two machines, network namespaces where these are permitted; and a link between them that fails."""
 
 import time
 from collections.abc import Iterator

@@ -79,10 +79,19 @@ def test_a_loss_spike_is_skipped(bench: Bench, monkeypatch):
 
 def test_after_ten_in_a_row_it_goes_back_leaves_the_rows_out_and_halves_the_rate(bench: Bench, monkeypatch, capsys):
     spoil(monkeypatch, range(11, 11 + LIMIT), poison)
+    real, factors = Learner.update, list[float]()
+
+    def update(self, factor, good):
+        factors.append(factor)
+        real(self, factor, good)
+
+    monkeypatch.setattr(Learner, "update", update)
     assert start(bench, "back", "schedule={name: constant, warmup: 0}", "track.every=1") == 0
+    assert factors == [1.0] * 21 + [0.5] * 16
     (back,) = events(bench, "back", "rollback")
     assert (back["step"], back["to"], back["rate"]) == (21, 8, 0.5)  # not 16, where skipping had begun
     assert "goes back from step 21 to 8" in capsys.readouterr().err
+    assert not list((bench.runs / "back" / "checkpoints").glob("*.damaged")), "one was saved while steps were skipped"
     state = durable.verify(durable.find_checkpoint(bench.runs / "back"))
     assert (state["rate"], state["rollbacks"], state["step"]) == (0.5, 1, 24)
     assert state["skipped_rows"] == [[8 * 32, 21 * 32]] and state["row"] == (24 + 13) * 32

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import durable
+from configs import dump, load
 from course import State
-from resume import last_good, roll_back
+from resume import last_good, restore, roll_back
 
 
 def put(run: Path, state: State) -> None:
@@ -63,3 +64,15 @@ def test_without_a_checkpoint_it_begins_again(tmp_path: Path):
     state, checkpoint = roll_back(tmp_path, failed)
     assert checkpoint is None and (state.step, state.row, state.tokens, state.rate) == (0, 72, 0, 0.5)
     assert (state.auto, state.data, state.teacher) == ({"device": "cpu"}, "corpus", "t")
+
+
+def test_another_objective_is_not_compared_with_the_one_before(tmp_path: Path):
+    given = "configs/tiny.yaml"
+    (tmp_path / "config.yaml").write_text(dump(load(given, [])))
+    state = saved(4, sums={"nll": 1.5})
+    state.guard["losses"] = [2.0, 1.5]
+    put(tmp_path, state)
+    same, _ = restore(load(given, []), tmp_path)
+    assert (same.sums, same.guard["losses"]) == ({"nll": 1.5}, [2.0, 1.5])
+    other, checkpoint = restore(load(given, ["loss.base={smooth: {eps: 0.1}}"]), tmp_path)
+    assert checkpoint and other.sums == {} and other.guard == {"skipped": 1, "in_a_row": 0}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from configs import RunConfig, entry, load
 from learner import Learner, build_learner, make_model, rows_per_step
-from scripts.bench_memory import ask, main
+from scripts.bench_memory import MIB, ask, child, main
 from scripts.plan_memory import book_by_phase, memory_explained, step_memory
 from sizing import OutOfMemory, first_that_fits, fitting_rows, is_out_of_memory, random_batch, settle
 from trainer.distributed import Place, Ranks
@@ -205,7 +205,7 @@ def test_the_gauge_sees_what_was_taken_since_and_also_what_is_gone():
 
 @needs_linux
 def test_what_a_dry_run_tells_is_near_the_measured_peak():
-    """The other numbers, of processes that train longer, are for soak."""
+    assert child("tiny", "tensors") / MIB == pytest.approx(ask("tiny", "needed"), rel=0.15)
     assert ask("tiny", "dry run") == pytest.approx(ask("tiny", "trained"), rel=0.15)
 
 

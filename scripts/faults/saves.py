@@ -141,7 +141,10 @@ SAVES = {"the first": (None, 1), "a newer one": (1, 2), "the same step again": (
 
 
 def killed(runs: Runs, outcome: Outcome, count: int) -> None:
-    """F2: the saving process is killed at each change of the disk, and around about `count` system calls of a save."""
+    """F2: the saving process is killed at each change of the disk, and around about `count` system calls of a save.
+
+    Those are of a newer checkpoint, and of the other kinds of saves a tenth of them.
+    """
     trial = runs.runs / "save-trial"
     for kind, (before, step) in SAVES.items():
         origin = runs.runs / f"save-{before}-{step}"
@@ -155,7 +158,8 @@ def killed(runs: Runs, outcome: Outcome, count: int) -> None:
         shutil.copytree(origin, trial)
         number = sum(1 for _ in stops(save))
         changes = partial(killed_after, save, folder=trial), itertools.count(1)
-        others = partial(killed_at, save), range(0, number, max(1, number // count))
+        wanted = count if kind == "a newer one" else -(-count // 10)
+        others = partial(killed_at, save), range(0, number, max(1, number // wanted))
         for kill, places in (changes, others):
             for place in places:
                 shutil.rmtree(trial)

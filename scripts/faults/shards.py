@@ -71,20 +71,21 @@ def damaged(runs: Runs, outcome: Outcome, count: int) -> None:
         flip(files[0], 100, 3)
         return f"{files[0].name}: sha256 differs"
 
-    for how, hurt in {"an id beyond the vocabulary": beyond, "a flipped bit, a start": flipped}.items():
-        with outcome.injection(how):
-            _start(runs, clean, corpora, how.split()[-1], hurt)
+    run = shutil.copytree(runs.runs / clean, runs.runs / "on-damaged-corpus")
+    before = contents(run)
+    with outcome.injection("a flipped bit, a run would go on"):
+        _refused_start(runs, run.name, corpora, flipped)
+        check(contents(run) == before, "files of the run were changed")
+        flip(files[0], 100, 3)
+    with outcome.injection("an id beyond the vocabulary, a new run"):
+        _refused_start(runs, "new-on-damaged-corpus", corpora, beyond)
+        check(not (runs.runs / "new-on-damaged-corpus" / "metrics.jsonl").exists(), "a run was begun")
     outcome.detection = f"{outcome.survived}/{outcome.injected}"
 
 
-def _start(runs: Runs, clean: str, corpora: Path, name: str, hurt: Callable[[], str]) -> None:
-    """A run that would go on with such a corpus, and a new one, are refused before anything of them changes."""
-    run = shutil.copytree(runs.runs / clean, runs.runs / f"corpus-{name}")
-    saying, before = hurt(), contents(run)
-    for each in (run.name, f"{run.name}-new"):
-        ended = runs.finish(each, *SHORT, "train.steps=30", f"data.dir={corpora}")
-        check_code(ended, 3)
-        check(saying in ended.told and "Traceback" not in ended.told, f"it said {ended.told[-500:]}")
-    check(contents(run) == before, "files of the run were changed")
-    new = runs.runs / f"{run.name}-new"
-    check(not (new / "checkpoints").exists() and not (new / "metrics.jsonl").exists(), "a new run was begun")
+def _refused_start(runs: Runs, name: str, corpora: Path, hurt: Callable[[], str]) -> None:
+    """A start on the damaged corpus says what is damaged."""
+    saying = hurt()
+    ended = runs.finish(name, *SHORT, "train.steps=30", f"data.dir={corpora}")
+    check_code(ended, 3)
+    check(saying in ended.told and "Traceback" not in ended.told, f"it said {ended.told[-500:]}")

@@ -199,6 +199,7 @@ def asked_once(runs: Runs, outcome: Outcome) -> None:
 
     def usr1(launcher: subprocess.Popen[str], log: Path) -> None:
         wait_for(log, "pause")
+        time.sleep(0.7)  # until it has started what wakes it up, which the signal would end
         os.kill(launcher.pid, signal.SIGUSR1)
 
     with outcome.injection("SIGTERM to one rank, SIGUSR1 to the launcher", 2):

@@ -72,6 +72,47 @@ def kill_when(file: Path, number: signal.Signals, later: float) -> None:
     os.kill(os.getpid(), number)
 
 
+def test_what_rank_0_says_of_the_end_counts(tmp_path: Path):
+    told = "import sys; open(sys.argv[1], 'w').write('{\"exit\": 2}'); sys.exit(1)"
+    command = [sys.executable, "-c", told, str(tmp_path / "status.json")]
+    assert launch.Supervisor(command, tmp_path, hides_codes=True).run(2, 0.0) == 2
+
+
+REFUSING = """
+import os, sys, time
+from configs import entry
+from durable import Damaged
+from trainer.signals import run_process
+@entry
+def main(argv):
+    if os.environ["RANK"] in argv:
+        raise Damaged("the weights are not whole")
+    time.sleep(600)
+run_process(main)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "shown"), [(("1",), "rank 1: "), (("0", "1"), "")])
+def test_what_ranks_refuse_is_shown_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], ranks: tuple, shown: str
+):
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(launch, "TRAIN", (str(tmp_path / "refusing.py"), *ranks))
+    assert launch.main(["configs/tiny.yaml", "--nproc", "2", f"run.dir={tmp_path}"]) == 3
+    said = [line for line in capfd.readouterr().err.splitlines() if "not whole" in line]
+    assert said == [f"{shown}the weights are not whole"]
+
+
+def test_a_new_run_that_is_refused_is_not_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    places = [f"run.dir={tmp_path}/runs", f"data.dir={tmp_path}/corpora"]
+    source = f"data.sources={{none: {{kind: text, files: [{tmp_path}/none.txt]}}}}"
+    assert launch.main(["configs/tiny.yaml", "--nproc", "2", *places, source]) == 2
+    said = capfd.readouterr().err
+    assert said.count("none.txt") == 1 and "starting again" not in said and "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]):
     for words in (["--nproc", "0"], ["--nnodes", "2"], ["--rdzv", "a:1"], ["--backoff", "soon"], ["--restart"]):
         try:

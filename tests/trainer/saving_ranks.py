@@ -49,6 +49,10 @@ def check(run: Path, ranks: Ranks, background: bool) -> None:
     said = [f"rank {number}'s disk" in line for number, line in zip((1, 0), told, strict=False)]
     assert said == ([True, True] if ranks.rank == 0 else []), told
     assert save(5) == [1, 5] and save(6) == [1, 5, 6] and save(7, last=True) == [1, 6, 7]
+    with saver:  # what is under way when all leave is waited for
+        saver.save(8, write(), {"nll": 8.0}, 100)
+    assert ranks.rank > 0 or [durable.step_of(path) for path in durable.list_checkpoints(run)] == [1, 7, 8]
+    ranks.barrier()
 
 
 if __name__ == "__main__":

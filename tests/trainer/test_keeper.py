@@ -29,15 +29,17 @@ def others(directory):
 def test_a_checkpoint_holds_what_the_tensors_were(tmp_path, background):
     model, optimizer = tensors()
     keeper = Keeper(make_saver(tmp_path, keep=9, background=background), sharded=False)
+    places = set()
     for step in (1, 2, 3):
         assert keeper.save(step, model, optimizer, others, STATE, last=False)
+        places |= {keeper._copy.parts["model"].rows["w"].data_ptr()} if keeper._copy else set()
         model["w"].add_(10)  # training goes on at once
     keeper.saver.wait()
     for number, path in enumerate(durable.list_checkpoints(tmp_path)):
         durable.verify(path)
         assert torch.equal(load_file(path / "model.safetensors")["w"], torch.arange(6.0).view(2, 3) + 10 * number)
         assert (path / "model.json").is_file()
-    assert steps(tmp_path) == [1, 2, 3]
+    assert steps(tmp_path) == [1, 2, 3] and len(places) == background, "copies go to one place"
 
 
 def test_copies_use_the_same_memory_again_and_foreground_saves_need_none():

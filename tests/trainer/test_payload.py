@@ -176,7 +176,7 @@ def _other_start(path: Path, start: int) -> None:
         ("part2of3.safetensors: cannot be read", lambda d: os.truncate(d / "model.part2of3.safetensors", 50)),
         ("part2of3.safetensors: cannot be read", lambda d: (d / "model.part2of3.safetensors").write_bytes(b"")),
         ("cannot be read", lambda d: save_file({"embed.weight": torch.ones(9, 9)}, d / "model.part3of3.safetensors",
-                                               {"DCP_SHARDING_INFO": "{}", "shapes": "[]"})),
+                                               {"DCP_SHARDING_INFO": "{}"})),
         ("embed.weight ends with row 6 of 7", lambda d: save_file({}, d / "model.part3of3.safetensors")),
         ("model.safetensors: cannot be read", lambda d: [p.unlink() for p in d.glob("model.*")]),
     ],
@@ -189,6 +189,14 @@ def test_parts_that_do_not_make_a_whole_are_refused(
     damage(tmp_path / "here")
     with pytest.raises(Damaged, match=reason):
         read(tmp_path / "here", blank(model), blank(state))
+
+
+@pytest.mark.parametrize("of", [1, 3])
+def test_the_same_tensors_are_the_same_files(tensors: Any, tmp_path: Path, of: int) -> None:
+    for number in range(9):
+        save(tmp_path / str(number), tensors[0], tensors[1], of, of > 1)
+    for path in (tmp_path / "0").iterdir():
+        assert {(tmp_path / str(number) / path.name).read_bytes() for number in range(9)} == {path.read_bytes()}
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -1,4 +1,4 @@
-"""A stop asked for where Python's handlers get no turn, and processes that must not outlive the one that started them."""
+"""Stops asked for where Python's handlers get no turn; processes that must not outlive what started them."""
 
 import os
 import signal
