@@ -45,9 +45,11 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
             print(f"warning: {told}", file=sys.stderr)
         return State(), None
     state = State.read(checkpoint)
-    if any(change.key.startswith("loss") for change in found.recorded):
-        state.sums = {}  # a window does not mix the sums of two objectives, and a loss is compared with its own kind
-        state.guard.pop("losses", None)
+    changed = [change.key for change in found.recorded]
+    if any(key.startswith("loss") for key in changed):
+        state.sums = {}  # a window does not mix the sums of two objectives
+    if any(key.startswith(("loss", "train.batch_tokens")) for key in changed):
+        state.guard.pop("losses", None)  # a loss is compared with those of its kind
     return state, checkpoint
 
 

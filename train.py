@@ -102,13 +102,11 @@ def train(config: RunConfig, path: Path, place: "Place", stop: "StopRequest", *,
     found = restore(config, path) if place.rank == 0 else None  # a refusal should not wait for a preparation
     data = prepare_once(config, place)
     ranks = Ranks(place, device)
-    try:
-        with memory_explained(config, data.tokenizer.vocab_size, ranks):
-            outcome = go_through(config, path, data, ranks, found, stop, profile=profile)
-        ranks.barrier()  # nobody leaves while others still talk
-        return outcome
-    finally:
-        ranks.close()
+    with memory_explained(config, data.tokenizer.vocab_size, ranks):
+        outcome = go_through(config, path, data, ranks, found, stop, profile=profile)
+    ranks.barrier()  # nobody leaves while others still talk
+    ranks.close()  # not after an error: others may be gone, and taking leave would wait for them
+    return outcome
 
 
 def go_through(
@@ -142,6 +140,7 @@ def go_through(
         if outcome != "diverged" or state.rollbacks == ROLLBACKS:
             break
         del parts
+        ranks.settle(ranks.timeout.total_seconds())  # a first step comes again
         found = roll_back(path, state) if ranks.rank == 0 else None
     if ranks.rank == 0:
         print(conclude(path, config, data, outcome))

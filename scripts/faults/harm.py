@@ -65,10 +65,11 @@ def spoil_weight(model: nn.Module) -> None:
 def digest(learner: Learner) -> str:
     """Of what this rank has of the weights and of the optimizer's state."""
     found = hashlib.sha256()
-    for tensors in (dict(learner.model.named_parameters()), learner.optimizers.state()):
+    for tensors in (learner.weights(), learner.optimizers.state()):
         for name, tensor in sorted(tensors.items()):
             local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-            found.update(name.encode() + local.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            copy = local.detach().clone().cpu().contiguous()  # of a shard that may be resized any moment
+            found.update(name.encode() + copy.view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
