@@ -26,23 +26,26 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
     from course import State
     from trainer.rows import METRICS, SAMPLES, read_rows
 
-    checkpoint, passed_over = durable.newest_checkpoint(path)
+    try:
+        checkpoint, passed_over = durable.newest_checkpoint(path)
+    except durable.Damaged as error:
+        raise durable.Damaged(f"{error}; --restart starts anew") from None
     for reason in passed_over:
         print(f"warning: damaged checkpoint passed over: {reason}", file=sys.stderr)
-    rows, _ = (read_rows(path / name) for name in (METRICS, SAMPLES))  # first of all: they may be damaged
+    for name in (METRICS, SAMPLES):
+        read_rows(path / name)  # before this start changes anything: they may be damaged
     if not (path / "config.yaml").is_file():
         if checkpoint:
-            raise durable.Damaged(f"{path}: has checkpoints but no config.yaml")
+            raise durable.Damaged(f"{path}: has checkpoints but no config.yaml; --restart starts anew")
         return State(), None
     found = changes(read_tree(path / "config.yaml"), config_of_run(config))
     if found.identity:
         end = "; --restart starts anew, or choose another run.name"
         raise ConfigError([f"{path} began with another config: {change}{end}" for change in found.identity])
     if checkpoint is None:
-        if rows:
-            last = rows[-1]["step"]
-            told = f"there is no checkpoint of {path}, which was at step {last}: it begins again"
-            print(f"warning: {told}", file=sys.stderr)
+        if saved := saved_steps(path):
+            told = f"its checkpoints, the last of step {saved[-1]}, are gone; put one back"
+            raise durable.Damaged(f"{path}: {told}, or --restart starts anew")
         return State(), None
     state = State.read(checkpoint)
     changed = [change.key for change in found.recorded]
@@ -51,6 +54,20 @@ def restore(config: RunConfig, path: Path) -> tuple["State", Path | None]:
     if any(key.startswith(("loss", "train.batch_tokens")) for key in changed):
         state.guard.pop("losses", None)  # a loss is compared with those of its kind
     return state, checkpoint
+
+
+def saved_steps(path: Path) -> list[int]:
+    """The steps whose checkpoints were saved, as far as `events.jsonl` tells."""
+    from trainer.rundir import EVENTS
+
+    steps = []
+    with contextlib.suppress(OSError):
+        for line in (path / EVENTS).read_bytes().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                if event["event"] == "save":
+                    steps.append(int(event["step"]))
+    return steps
 
 
 def roll_back(path: Path, failed: "State") -> tuple["State", Path | None]:

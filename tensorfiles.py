@@ -55,6 +55,7 @@ class Part:
             about = {key: {"saved_offsets": self._offset(key), "shape": self.shapes[key]} for key in rows}
             metadata = {_ROWS: json.dumps(about)}
         save_file(rows, directory / file, metadata)
+        (directory / file).chmod(directory.stat().st_mode & 0o666)  # for all who may see the directory
 
     def _offset(self, key: str) -> list[int]:
         shape = self.shapes[key]

@@ -282,8 +282,10 @@ def tell_skips(parts: "Parts", instruments: "Instruments", path: Path) -> None:
         if parts.learner.ranks.rank == 0:
             rows = parts.loader.row_ids(skip.step).tolist()
             note(path, "skip", skip.step + 1, reason=skip.reason, loss=skip.loss, rows=rows)
-            what = "is a spike" if skip.reason == "spike" else "or its gradient is not finite"
-            instruments.tracker.message(f"step {skip.step + 1} skipped: the loss, {skip.loss:.4g}, {what}")
+            what = f"the loss, {skip.loss:.4g}, " + ("is a spike" if skip.reason == "spike" else "is not finite")
+            if skip.reason == "not finite" and math.isfinite(skip.loss):
+                what = "its gradient is not finite"
+            instruments.tracker.message(f"step {skip.step + 1} skipped: {what}")
 
 
 def train_row(sums: dict[str, float], rate: float) -> dict[str, float]:

@@ -292,6 +292,8 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
         ("track", "every"): config.track.every,
         **{("data", "phases", i, "at"): phase.at for i, phase in enumerate(config.data.phases)},
     }
+    if config.save.keep_every is not None:
+        lengths["save", "keep_every"] = config.save.keep_every
     if config.data.curriculum:
         lengths["data", "curriculum", "over"] = config.data.curriculum.over
     for path, length in lengths.items():

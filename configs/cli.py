@@ -108,6 +108,8 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
         return BAD_INPUT, str(error).splitlines() or [type(error).__name__]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FAILED, [f"{error.filename or 'output'}: {error.strerror}"]
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return BAD_INPUT, [f"{error.filename or 'output'}: {error.strerror}"]
     paths = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
     if isinstance(error, paths) and error.filename is not None:
         return BAD_INPUT, [f"{error.filename}: {error.strerror}"]

@@ -248,10 +248,11 @@ def test_a_run_directory_that_vanishes_ends_the_run_with_one_line(bench: Bench, 
     assert len(steps) == 12 and not (bench.runs / "vanished").exists()
 
 
-def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(bench: Bench, capsys):
+def test_a_run_whose_checkpoints_are_gone_is_never_begun_anew(bench: Bench, capsys):
     assert start(bench, "bare", "train.steps=16", "schedule.decay=8") == 0
+    rows = bench.rows("bare")
     shutil.rmtree(bench.runs / "bare" / "checkpoints")
     capsys.readouterr()
-    assert start(bench, "bare", "train.steps=16", "schedule.decay=8") == 0
-    assert "there is no checkpoint of" in capsys.readouterr().err
-    assert [row["step"] for row in bench.rows("bare")] == [4, 8, 12, 16]
+    assert start(bench, "bare", "train.steps=16", "schedule.decay=8") == 3
+    assert "its checkpoints, the last of step 16, are gone" in capsys.readouterr().err
+    assert bench.rows("bare") == rows and bench.status("bare")["state"] == "damaged"

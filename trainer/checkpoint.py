@@ -126,11 +126,12 @@ class Saver:
             self._record("save_failed", step, reason=failure.reason)
         problem = f"the checkpoint of step {step} was not saved: {failure.reason}"
         if last or self._failed >= ATTEMPTS:
-            raise SaveFailed(problem if last else f"{problem} ({self._failed} saves in a row failed)")
+            raise SaveFailed(problem if last else f"{problem} ({self._failed} saves in a row failed: the run ends)")
         if lead:
             newest = max(map(step_of, list_checkpoints(self.run)), default=None)
             have = "there is none yet" if newest is None else f"the newest is that of step {newest}"
-            self.warn(f"{problem}; {have}. Training goes on, and the next save tries again")
+            rule = f"the next save tries again; {ATTEMPTS} failures in a row end the run"
+            self.warn(f"{problem}; {have}. Training goes on, and {rule}")
 
     def _save(self, place: Path, write: Callable[[Path], None], state: dict[str, Any], nbytes: int) -> Failure | None:
         failure = self._attempt(place, write, state, nbytes)
@@ -187,6 +188,7 @@ class Saver:
     def _tidy(self, place: Path) -> None:
         """After a save: the best one is known by its name, and what is no longer kept goes."""
         self.shelf.trust(place)
+        self._record("save", step_of(place))
         try:
             self.shelf.point_to_best()
             gone = self.shelf.prune(self.keep)

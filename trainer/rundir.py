@@ -25,7 +25,8 @@ EXIT_CODES: dict[RunState, int] = {
 
 
 LOCK, STATUS = "run.lock", "status.json"
-_APPENDED = ("metrics.jsonl", "samples.jsonl", "changes.jsonl", "events.jsonl")
+EVENTS = "events.jsonl"
+_APPENDED = ("metrics.jsonl", "samples.jsonl", "changes.jsonl", EVENTS)
 _REPLACED = ("config.yaml", "env.json", STATUS, "tokenizer.json", "checkpoints/best", "curves.png", "eval/final.json")
 _FOLDERS = ("checkpoints", "eval", "files")
 _REFUSED = ("bad_input", "damaged")
@@ -127,9 +128,9 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def note(path: Path, event: str, step: int, **facts: Any) -> None:
-    """Add a line to the run's `events.jsonl`: what happened, at which step, when (UTC). Nothing is read from there."""
+    """Add a line to the run's `events.jsonl`: what happened, at which step, when (UTC)."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    append_line(path / "events.jsonl", {"event": event, "step": step, "time": when, **facts})
+    append_line(path / EVENTS, {"event": event, "step": step, "time": when, **facts})
 
 
 def environment(device: str, threads: int, extra: dict[str, Any]) -> dict[str, Any]:

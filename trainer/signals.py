@@ -94,6 +94,8 @@ class StopRequest:
             if not set(numbers) & set(self.signals):
                 continue
             now = time.monotonic()
+            if first is None and self.polled and os.environ.get("RANK", "0") == "0":
+                print("\nstopping: this step ends, then the run is saved; again ends it at once", file=sys.stderr)
             first = first or now
             if now - first > _SAME_REQUEST:
                 try:

@@ -30,7 +30,8 @@ def names(run):
 
 
 def events(run):
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event for event in found if event["event"] != "save"]
 
 
 def damage(path):
