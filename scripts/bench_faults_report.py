@@ -58,7 +58,7 @@ python -m scripts.bench faults --quick     # small counts, a few minutes
 python -m scripts.bench faults --only F5   # one fault
 ```
 
-`make test` injects every fault as well, less often.
+`make test` and `make soak` inject every fault as well, less often.
 """
 
 

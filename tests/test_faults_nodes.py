@@ -27,6 +27,7 @@ def joined() -> Iterator[Nodes]:
         pytest.skip(f"no network namespaces here: {error}")
 
 
+@pytest.mark.soak
 def test_two_nodes_train_as_two_ranks_of_one(runs: Runs):
     try:
         with in_namespaces() as nodes:

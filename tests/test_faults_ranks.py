@@ -26,6 +26,7 @@ def test_killed_raising_hanging_and_paused_the_run_is_the_one_it_would_have_been
     runs.check_same(supervised.clean(runs), "struck")
 
 
+@pytest.mark.soak
 def test_asked_to_stop(runs: Runs):
     outcome = Outcome()
     supervised.asked_once(runs, outcome)
