@@ -211,7 +211,7 @@ def test_what_a_dry_run_tells_is_near_the_measured_peak():
 
 @pytest.mark.soak
 @needs_linux
-def test_what_a_dry_run_tells_is_near_the_measured_peak(tmp_path: Path):
+def test_three_shapes_are_near_the_measured_peak(tmp_path: Path):
     """A loaded machine leaves the dry run time for fewer steps, so that it may miss some of what freed memory adds."""
     assert main(["--quick", "--out", str(tmp_path / "found.json")]) == 0
     for row in json.loads((tmp_path / "found.json").read_text()):
