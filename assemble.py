@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,10 @@ class Parts:
         """What this start decided, for `State.auto`."""
         return self.learner.auto | ({"starts": self.starts} if self.starts else {})
 
-    def every(self, section: str) -> int:
-        """Steps between two acts of `eval`, `save` or `track`."""
-        return self.length(getattr(self.config, section).every)
+    @cached_property
+    def every(self) -> dict[str, int]:
+        """Steps between two acts of `eval`, `save` and `track`."""
+        return {section: self.length(getattr(self.config, section).every) for section in ("eval", "save", "track")}
 
     def length(self, length: Length) -> int:
         """Steps of this run in a length, at least one."""

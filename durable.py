@@ -179,6 +179,11 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def last_step(run: Path) -> int:
+    """Step of the run's newest checkpoint, intact or not; 0 without one."""
+    return max([0, *map(step_of, list_checkpoints(run))])
+
+
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint and why newer ones were passed over; None when the run has none at all.
 

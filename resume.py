@@ -93,11 +93,11 @@ def roll_back(path: Path, failed: "State") -> tuple["State", Path | None]:
 
 def last_good(path: Path) -> Path | None:
     """See `roll_back`. Raises `Damaged` when there are checkpoints and none is intact."""
-    newest, _ = durable.newest_checkpoint(path)
-    for checkpoint in reversed(durable.list_checkpoints(path) if newest else []):
+    for checkpoint in reversed(durable.list_checkpoints(path)):
         with contextlib.suppress(durable.Damaged):
             if not durable.verify(checkpoint)["guard"].get("in_a_row"):
                 return checkpoint
+    durable.newest_checkpoint(path)  # refuses where none is intact
     return None
 
 

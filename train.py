@@ -63,7 +63,7 @@ def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
         if place.rank > 0:
             return
         try:
-            write_status(path, state, last_step(path), code)
+            write_status(path, state, durable.last_step(path), code)
         except OSError as error:  # what has happened must not be hidden by this
             print(f"warning: {path}/status.json: {error.strerror}", file=sys.stderr)
 
@@ -84,11 +84,6 @@ def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
             raise
         leave(state, EXIT_CODES[state])
     return EXIT_CODES[state] if place.local_rank == 0 else 0
-
-
-def last_step(path: Path) -> int:
-    """Step of the newest checkpoint, intact or not; 0 without one."""
-    return max([0, *map(durable.step_of, durable.list_checkpoints(path))])
 
 
 def train(config: RunConfig, path: Path, place: "Place", stop: "StopRequest", *, profile: bool) -> "RunState":
@@ -227,9 +222,9 @@ def after_step(parts: "Parts", state: "State", instruments: "Instruments", path:
     tracker, meter, guard, total = instruments.tracker, instruments.meter, instruments.guard, parts.total
     row: dict[str, float] = {}
     nll = None
-    saving = due(state.step, parts.every("save"), total)
+    saving = due(state.step, parts.every["save"], total)
     state.owed = False
-    if saving or due(state.step, parts.every("eval"), total):
+    if saving or due(state.step, parts.every["eval"], total):
         try:
             with meter.paused():
                 row, nll = parts.evaluate(last=state.step == total, asked=instruments.asked)
@@ -238,7 +233,7 @@ def after_step(parts: "Parts", state: "State", instruments: "Instruments", path:
         except CutOff:
             state.owed = True
             return save(parts, state, instruments, path, None, last=True) or "stopped"
-    if due(state.step, parts.every("track"), total):
+    if due(state.step, parts.every["track"], total):
         sums = instruments.window.read(parts.learner.ranks.sum)
         rate = parts.rate(state.step - 1) * state.rate * parts.config.optim.rates.matrix
         row = train_row(sums, rate) | meter.read() | {"train/skipped": int(guard.skipped)} | row

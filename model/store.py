@@ -47,9 +47,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", which: str 
     In eval mode; torch's random state is left as it was. Raises ValueError when there is no model or its format is
     another, `durable.Damaged` when its files are not what was written.
     """
+    return read_model(find_model(path, which), device)
+
+
+def find_model(path: str | Path, which: str = "last") -> Path:
+    """The directory that `load_model` reads, found intact if it is a checkpoint. Raises as that does."""
     path = Path(path)
     bare = (path / SHAPE).is_file() and not (path / STATE).is_file()
-    return read_model(path if bare else find_checkpoint(path, which), device)
+    return path if bare else find_checkpoint(path, which)
 
 
 def read_model(directory: Path, device: str | torch.device = "cpu") -> Transformer:

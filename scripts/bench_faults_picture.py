@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.style import FAINT, GRID, INK, STYLE
+from eval.style import FAINT, INK, STYLE
+
+from .bench_picture import tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,11 +67,5 @@ def _progress(axes: "Axes", starts: Sequence[Sequence[tuple[float, int]]]) -> No
 
 
 def _tidy(axes: "Axes", title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, pad=6)
+    tidy(axes, title)
     axes.set_xlabel(unit, loc="right", fontsize=8, color=FAINT, labelpad=2)
-    axes.tick_params(colors=FAINT, labelsize=8, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#BFBFBF")
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -80,10 +80,15 @@ def _draw(axes: "Axes", panel: Panel, colors: Mapping[str, str], top: float) -> 
                 path_effects=halo,
             )  # fmt: skip
     axes.axhline(panel.line, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=6)
+    tidy(axes, panel.title)
     axes.set_xlim(-0.5, len(panel.groups) - 0.5)
     axes.set_ylim(0, top)
     axes.set_xticks(range(len(panel.groups)), [group.label for group in panel.groups])
+
+
+def tidy(axes: "Axes", title: str) -> None:
+    """A title at the left, horizontal lines behind what is drawn, and no frame but the ground."""
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, pad=6)
     axes.tick_params(colors=FAINT, labelsize=8, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -120,7 +120,7 @@ class Supervisor:
                 return ended.code
             if self.asked:  # if it came before there was anything to save, then nothing is lost
                 return ended.code if ended.began else EXIT_CODES["stopped"]
-            told = f"ended with code {ended.code} at step {self._step()}"
+            told = f"ended with code {ended.code} at step {durable.last_step(self.path)}"
             if in_vain > max_restarts:
                 self._say(f"{told}; {in_vain} starts have brought no new checkpoint: giving up")
                 return ended.code
@@ -132,7 +132,7 @@ class Supervisor:
 
     def _start(self) -> Ended:
         """Run the command to its end, in a session of its own: what a terminal sends comes through this process."""
-        step, status = self._step(), self._status()
+        step, status = durable.last_step(self.path), self._status()
         environment = {**os.environ, PARENT: str(os.getpid())}
         with subprocess.Popen(self.command, start_new_session=True, env=environment) as self.child:
             if self.asked:  # since the last look, and before there was somebody to tell
@@ -143,7 +143,7 @@ class Supervisor:
             said = written.get("exit")
             if self.asked or said in FINAL:  # rank 0 may be on another node, and the ranks here have only lost it
                 code = EXIT_CODES["failed"] if said is None else said
-        return Ended(128 - code if code < 0 else code, written != status, self._step() > step)
+        return Ended(128 - code if code < 0 else code, written != status, durable.last_step(self.path) > step)
 
     def _last_status(self) -> dict:
         """What the run says of itself, once it has said how it ended or could have: rank 0 may be on another node."""
@@ -163,10 +163,6 @@ class Supervisor:
         self.asked = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         if self.child is not None:
             self.child.send_signal(self.asked)
-
-    def _step(self) -> int:
-        """Step of the newest checkpoint; 0 without one."""
-        return max([0, *map(durable.step_of, durable.list_checkpoints(self.path))])
 
     def _status(self) -> dict:
         """What the run says of itself; empty when it says nothing."""

@@ -7,15 +7,14 @@ model or a loss. What is not seen is what a kernel takes for itself while it run
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from configs import RunConfig
-from durable import find_checkpoint
+from data import Batch
 from learner import Learner, rows_per_step, training_loss
-from model import ModelConfig, Transformer
-from model.store import SHAPE, read_shape
+from model import Transformer
+from model.store import SHAPE, find_model, read_shape
 from sizing import OutOfMemory, fitting_rows, is_out_of_memory, random_batch
 from trainer.distributed import Place, Ranks
 from trainer.ledger import Ledger, without_contents
@@ -36,16 +35,21 @@ def step_memory(
     with without_contents("weights") as ledger:
         learner = imagine(config, vocab_size, device, precision)
         batch = random_batch(rows, config.model.context, vocab_size, device)
-        book_by_phase(learner.model, ledger)
-        for count in (1, min(micro_batches, 2)):  # the first step makes the optimizer's state
-            for _ in range(count):
-                loss = learner.forward(batch).loss
-                ledger.account = "gradients"
-                learner.backward(loss)
-                del loss
-            ledger.account = "optimizer"
-            learner.update(1e-9, torch.isfinite(learner.clip()))
+        go_through(learner, batch, min(micro_batches, 2), ledger)
     return ledger.parts
+
+
+def go_through(learner: Learner, batch: Batch, micro_batches: int, ledger: Ledger) -> None:
+    """A step of one micro-batch, which makes the optimizer's state, and one of so many; each part on its account."""
+    book_by_phase(learner.model, ledger)
+    for count in (1, micro_batches):
+        for _ in range(count):
+            loss = learner.forward(batch).loss
+            ledger.account = "gradients"
+            learner.backward(loss)
+            del loss
+        ledger.account = "optimizer"
+        learner.update(1e-9, torch.isfinite(learner.clip()))
 
 
 def imagine(config: RunConfig, vocab_size: int, device: torch.device, precision: str = "auto") -> Learner:
@@ -54,7 +58,8 @@ def imagine(config: RunConfig, vocab_size: int, device: torch.device, precision:
     with torch.device(device):
         model = Transformer(config.model, vocab_size)
         if config.loss.teacher is not None:
-            teacher = Transformer(shape_of(config.loss.teacher), vocab_size).requires_grad_(False).eval()
+            shape, _ = read_shape(find_model(config.loss.teacher) / SHAPE)
+            teacher = Transformer(shape, vocab_size).requires_grad_(False).eval()
     model.recompute = config.train.activation_checkpointing
     kind = resolve(config.train.precision if precision == "auto" else precision, device)
     objective = training_loss(config, vocab_size, None)
@@ -65,12 +70,6 @@ def imagine(config: RunConfig, vocab_size: int, device: torch.device, precision:
         optimizers=Optimizers(dict(model.named_parameters()), model.roles(), config.optim, muon_dtype=muon_dtype),
         precision=Precision(kind, device), micro_rows=1,
     )  # fmt: skip
-
-
-def shape_of(path: str) -> ModelConfig:
-    """The shape of a run's, a checkpoint's or a saved model."""
-    bare = (Path(path) / SHAPE).is_file()
-    return read_shape((Path(path) if bare else find_checkpoint(Path(path), "last")) / SHAPE)[0]
 
 
 def book_by_phase(model: Transformer, ledger: Ledger) -> None:

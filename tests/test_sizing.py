@@ -10,7 +10,7 @@ from torch import Tensor
 from configs import RunConfig, entry, load
 from learner import Learner, build_learner, make_model, rows_per_step
 from scripts.bench_memory import MIB, ask, child, main
-from scripts.plan_memory import book_by_phase, memory_explained, step_memory
+from scripts.plan_memory import go_through, memory_explained, step_memory
 from sizing import OutOfMemory, first_that_fits, fitting_rows, is_out_of_memory, random_batch, settle
 from trainer.distributed import Place, Ranks
 from trainer.ledger import Ledger
@@ -31,15 +31,7 @@ def real_step_memory(config: RunConfig, vocab_size: int, rows: int, micro_batche
         learner = build_learner(config, vocab_size, ALONE, CPU)
         ledger.parts = {}  # building proves the loss, on tensors of its own
         batch = random_batch(rows, config.model.context, vocab_size, CPU)
-        book_by_phase(learner.model, ledger)
-        for count in (1, micro_batches):
-            for _ in range(count):
-                loss = learner.forward(batch).loss
-                ledger.account = "gradients"
-                learner.backward(loss)
-                del loss
-            ledger.account = "optimizer"
-            learner.update(1e-9, torch.isfinite(learner.clip()))
+        go_through(learner, batch, micro_batches, ledger)
     return ledger.parts
 
 

@@ -175,14 +175,6 @@ class Ranks:
             return None
         return Shard(vocab_size * self.rank // self.world_size, vocab_size * (self.rank + 1) // self.world_size)
 
-    def all_true(self, flag: Tensor) -> Tensor:
-        """Whether the boolean scalar `flag` is true on every rank; stays on the device."""
-        if self.world_size == 1:
-            return flag
-        low = flag.to(torch.int32)
-        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self.group)
-        return low.bool()
-
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the host waits for all of them."""
         if self.world_size == 1:

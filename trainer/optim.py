@@ -113,17 +113,3 @@ class Optimizers:
             for key, value in entries.items()
             if isinstance(value, Tensor)
         }
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned. Raises ValueError when a parameter's state is missing or left over."""
-        left = dict(tensors)
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    prefix = f"{_PREFIX}{self.names[id(p)]}."
-                    mine = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
-                    if tensors and not mine:
-                        raise ValueError(f"no optimizer state for {prefix.removeprefix(_PREFIX)[:-1]}")
-                    optimizer.state[p] = {key.removeprefix(prefix): value.to(p.device) for key, value in mine.items()}
-        if left:
-            raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")

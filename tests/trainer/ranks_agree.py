@@ -100,7 +100,7 @@ def step_once(learner: Learner, step: int, poison: bool = False) -> tuple[Tensor
     loss = backward(learner, step, poison)
     norm = learner.clip()
     assert not isinstance(norm, DTensor)
-    learner.update(0.5, learner.ranks.all_true(torch.isfinite(norm) & torch.isfinite(loss)))
+    learner.update(0.5, torch.isfinite(norm) & torch.isfinite(loss))  # both are over all ranks
     return loss, norm
 
 

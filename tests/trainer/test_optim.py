@@ -1,7 +1,5 @@
 """Optimizers: roles, decay, skipped steps that change nothing, and state that survives a round trip."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -164,7 +162,9 @@ def test_state_goes_on_bit_for_bit(name):
     other = Small()
     other.load_state_dict(model.state_dict())
     resumed = build(other, name=name)
-    resumed.load_state(copy.deepcopy(optimizers.state()))
+    resumed.allocate()
+    for key, tensor in resumed.state().items():
+        tensor.copy_(optimizers.state()[key])
     train(model, optimizers, range(3, 6))
     train(other, resumed, range(3, 6))
     assert_equal(weights(model), weights(other))
@@ -182,17 +182,6 @@ def test_allocated_state_is_what_the_first_step_begins_with(name):
     assert_equal(weights(ours), weights(theirs))
     assert_equal(allocated.state(), empty.state())
     assert all(tensor.dtype == empty.state()[key].dtype for key, tensor in allocated.state().items())
-
-
-def test_state_that_does_not_fit_is_refused():
-    optimizers = build(Small(), name="adamw")
-    train_model = Small()
-    train(train_model, full := build(train_model, name="adamw"), [0])
-    state = full.state()
-    with pytest.raises(ValueError, match=r"unknown parameters: optim\.other\.step"):
-        optimizers.load_state({**state, "optim.other.step": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"no optimizer state for norm\.weight"):
-        optimizers.load_state({k: v for k, v in state.items() if "norm" not in k})
 
 
 def test_a_parameter_without_a_role_is_refused():
