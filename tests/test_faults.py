@@ -13,8 +13,8 @@ from tests.conftest import ROOT, Bench
 
 # In trainer/test_checkpoint.py; test_faults_ranks.py; test_guard_in_runs.py, which share what is injected.
 ELSEWHERE = {"F2", "F3"} | {"F8", "F9", "F10", "F11", "F22"} | {"F13", "F14"}
-LONG = {"F13", "F14", "F21"}
-"""Of several processes, or many steps: for soak."""
+LONG = {"F12", "F13", "F14", "F16", "F21", "F24"}
+"""Of several processes, many starts or many steps: for soak."""
 CASES = [
     pytest.param(
         scenario, id=f"{scenario.fault}-{scenario.name}", marks=[pytest.mark.soak] if scenario.fault in LONG else []
