@@ -7,10 +7,10 @@ from importlib import import_module
 from configs import entry
 
 BENCHES = {
-    "loss": ("scripts.bench_loss", "time and peak memory of the head and its loss, against other ways"),
-    "faults": ("scripts.bench_faults", "every fault that a run must survive, injected: docs/reliability.md"),
-    "memory": ("scripts.bench_memory", "the memory that --dry-run estimates for a step, against a measured one"),
-    "data": ("scripts.bench_data", "throughput of tokenizing, against other ways, and of packing, loading, start-up"),
+    "loss": ("scripts.benches.loss", "time and peak memory of the head and its loss, against other ways"),
+    "faults": ("scripts.benches.faults", "every fault that a run must survive, injected: docs/reliability.md"),
+    "memory": ("scripts.benches.memory", "the memory that --dry-run estimates for a step, against a measured one"),
+    "data": ("scripts.benches.data", "throughput of tokenizing, against other ways, and of packing, loading, start-up"),
 }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.bench_faults_report import markdown
+from scripts.benches.faults_report import markdown
 from scripts.faults import kills
 from scripts.faults.matrix import MATRIX
 from scripts.faults.runs import SAVE_EVERY

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from configs import RunConfig, entry, load
 from learner import Learner, build_learner, make_model, rows_per_step
-from scripts.bench_memory import MIB, ask, child, main
+from scripts.benches.memory import MIB, ask, child, main
 from scripts.plan_memory import go_through, memory_explained, step_memory
 from sizing import OutOfMemory, first_that_fits, fitting_rows, is_out_of_memory, random_batch, settle
 from trainer.distributed import Place, Ranks

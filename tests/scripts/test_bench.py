@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts import bench, bench_contest, bench_loss, bench_loss_report
-from scripts.bench_contest import CONTESTANTS, Case, check, entrants, request
+from scripts import bench
+from scripts.benches import loss, loss_contest, loss_report
+from scripts.benches.loss_contest import CONTESTANTS, Case, check, entrants, request
 from scripts.doctor import ROOT
 
 TINY = [
@@ -43,10 +44,10 @@ def in_process(monkeypatch, capsys) -> None:
         words = json.loads(asked)
         case = Case(**words["case"])
         if "memory" in words:
-            return {"bytes": bench_contest.peak_bytes(case, words["memory"])}
-        return bench_contest.time_all(case, words["time"], words["repeats"])
+            return {"bytes": loss_contest.peak_bytes(case, words["memory"])}
+        return loss_contest.time_all(case, words["time"], words["repeats"])
 
-    monkeypatch.setattr(bench_loss, "ask", ask)
+    monkeypatch.setattr(loss, "ask", ask)
 
 
 def test_every_number_is_there(in_process, tmp_path: Path, capsys):
@@ -83,7 +84,7 @@ def test_a_wrong_contestant_is_shown_and_not_measured(in_process, tmp_path: Path
     monkeypatch.setitem(CONTESTANTS, "crooked", crooked)
     monkeypatch.setitem(CONTESTANTS, "broken", broken)
     argv = [*TINY, "--dtype", "fp32", "--eps", "0", "--no-memory", "--out", str(tmp_path)]
-    assert bench_loss.main(argv) == 0
+    assert loss.main(argv) == 0
     out = capsys.readouterr().out
     assert "wrong   crooked (fp32, eps 0): hidden gradient off by 1.0e-02, weight gradient off by 1.0e-02" in out
     assert "wrong   broken (fp32, eps 0): RuntimeError: " in out
@@ -95,17 +96,17 @@ def test_a_wrong_contestant_is_shown_and_not_measured(in_process, tmp_path: Path
 
 
 def test_a_worker_that_dies_is_shown(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_loss, "ask", lambda asked: {"failed": "killed, perhaps out of memory"})
+    monkeypatch.setattr(loss, "ask", lambda asked: {"failed": "killed, perhaps out of memory"})
     argv = [*TINY, "--dtype", "bf16", "--eps", "0.1", "--out", str(tmp_path)]
-    assert bench_loss.main(argv) == 0
+    assert loss.main(argv) == 0
     assert "failed  plain (bf16, V 33, eps 0.1): killed" in capsys.readouterr().out
     assert (tmp_path / "bench_loss.png").is_file()
 
 
 def test_a_worker_is_a_process_of_its_own():
-    answer = bench_loss.ask(request(CASE, 1, time=["plain/", "ours fused/"], repeats=2, keep=True))
+    answer = loss.ask(request(CASE, 1, time=["plain/", "ours fused/"], repeats=2, keep=True))
     assert set(answer["seconds"]) == set(answer["pilot"]) == {"plain/", "ours fused/"}
-    assert "KeyError" in bench_loss.ask(request(CASE, 1, memory="nobody/"))["failed"]
+    assert "KeyError" in loss.ask(request(CASE, 1, memory="nobody/"))["failed"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset by Linux")
@@ -113,7 +114,7 @@ def test_an_earlier_peak_hides_nothing_and_adds_nothing():
     # In a process of its own: another test may have told the allocator to keep what is freed.
     code = """
 import torch
-from scripts.bench_contest import Case, peak_bytes
+from scripts.benches.loss_contest import Case, peak_bytes
 case = Case(rows=2048, width=16, vocab=4000, dtype="fp32", eps=0.0, device="cpu")
 torch.ones(20 * case.rows * case.vocab)  # larger than anything that follows, and gone
 print(peak_bytes(case, "plain/") / (4 * case.rows * case.vocab), peak_bytes(case, "ours fused/"))
@@ -135,9 +136,9 @@ def test_older_torch_has_no_linear_cross_entropy(monkeypatch):
 
 def test_the_aim_is_told_where_it_was_set():
     row = {"device": "cpu", "rows": 2048, "width": 512, "vocab": 50304, "dtype": "bf16", "eps": 0.1}
-    assert bench_loss_report.aim(row, "time") == "0.5x" and bench_loss_report.aim(row, "memory") == ""
-    assert bench_loss_report.aim({**row, "rows": 8192}, "memory") == "0.125x"
-    assert bench_loss_report.aim({**row, "device": "cuda"}, "time") == ""
+    assert loss_report.aim(row, "time") == "0.5x" and loss_report.aim(row, "memory") == ""
+    assert loss_report.aim({**row, "rows": 8192}, "memory") == "0.125x"
+    assert loss_report.aim({**row, "device": "cuda"}, "time") == ""
 
 
 @pytest.mark.parametrize(

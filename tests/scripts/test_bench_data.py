@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from scripts import bench, bench_data, bench_data_contest
-from scripts.bench_data_contest import ENCODERS, OURS, RAW, RECIPE, Place
-from scripts.bench_data_report import speeds, tables
+from scripts import bench
+from scripts.benches import data, data_contest
+from scripts.benches.data_contest import ENCODERS, OURS, RAW, RECIPE, Place
+from scripts.benches.data_report import speeds, tables
 
 QUICK = ["--megabytes", "1", "--repeats", "2", "--documents", "300", "--only", "ours, 1", "alone", "fast"]
 
@@ -20,17 +21,17 @@ def in_process(monkeypatch) -> None:
     def ask(words: str) -> dict[str, Any]:
         asked = json.loads(words)
         if not asked["place"]:
-            answer = bench_data_contest.PARTS[asked["part"]](**asked["options"])
+            answer = data_contest.PARTS[asked["part"]](**asked["options"])
         elif "fast" in asked["part"]:
             answer = {"seconds": 0.001, "tokens": 17}
         else:
             answer = ENCODERS[asked["part"]](Place(**asked["place"]))
         return answer | {"peak": 1 << 20}
 
-    monkeypatch.setattr(bench_data, "ask", ask)
-    monkeypatch.setattr(bench_data, "RECIPE", "configs/tiny.yaml")
-    monkeypatch.setattr(bench_data, "LOADED", 50_000)
-    monkeypatch.setattr(bench_data, "PACKED", 2000)
+    monkeypatch.setattr(data, "ask", ask)
+    monkeypatch.setattr(data, "RECIPE", "configs/tiny.yaml")
+    monkeypatch.setattr(data, "LOADED", 50_000)
+    monkeypatch.setattr(data, "PACKED", 2000)
 
 
 def test_every_number_is_there(in_process, tmp_path: Path, capsys):
@@ -73,4 +74,4 @@ def test_aims_are_those_of_the_medians():
 def test_who_cannot_be_measured_is_named(tmp_path: Path, capsys):
     assert bench.main(["data", "--only", "nothing", "--out", str(tmp_path)]) == 2
     assert "--only: there are ours" in capsys.readouterr().err
-    assert "failed" in bench_data.ask(bench_data_contest.request("absent", Place("", "", "")))
+    assert "failed" in data.ask(data_contest.request("absent", Place("", "", "")))

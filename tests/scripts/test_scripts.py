@@ -9,7 +9,8 @@ import pytest
 
 import durable
 import train
-from scripts import bench_loss, check_loss, checkpoint, doctor, evaluate, generate, losses, prepare, summary
+from scripts import check_loss, checkpoint, doctor, evaluate, generate, losses, prepare, summary
+from scripts.benches import loss
 from tests.conftest import Bench
 
 
@@ -166,7 +167,7 @@ def test_trackers_hold_every_row_of_a_run(bench: Bench, monkeypatch):
 
 
 def test_verbs_help_in_words(capsys):
-    for main in (v.main for v in (bench_loss, check_loss, checkpoint, evaluate, generate, losses, prepare, summary)):
+    for main in (v.main for v in (loss, check_loss, checkpoint, evaluate, generate, losses, prepare, summary)):
         with pytest.raises(SystemExit) as stop:
             main(["--help"])
         assert stop.value.code == 0 and "usage: python -m scripts." in capsys.readouterr().out

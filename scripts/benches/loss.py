@@ -8,38 +8,25 @@ of its own. On two CPU cores the default sizes take about half an hour, `--quick
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from configs import entry
 from durable import atomic_write
 
+from . import measuring
+from .measuring import Parser, positive
+
 if TYPE_CHECKING:
-    from .bench_contest import Case
+    from .loss_contest import Case
 
 Row = dict[str, Any]  # one measurement of one case
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"rows": 512, "vocab": [10000], "repeats": 3, "memory_rows": 1024}
-
-
-class Parser(argparse.ArgumentParser):
-    """One that tells a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog}: {message}")
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
-    return int(text)
 
 
 def share(text: str) -> float:
@@ -80,10 +67,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    from .bench_contest import Case, check
-    from .bench_loss_report import draw, label, notes, tables
+    from .loss_contest import Case, check
+    from .loss_report import draw, label, notes, tables
 
-    facts = surroundings(args)
+    facts = measuring.surroundings(args.device, args.threads)
     print(facts["told"], flush=True)
     each = itertools.product(*map(dict.fromkeys, (args.dtype, args.vocab, args.eps)))
     cases = [Case(args.rows, args.width, vocab, dtype, eps, facts["device"]) for dtype, vocab, eps in each]
@@ -109,40 +96,14 @@ def main(argv: Sequence[str]) -> None:
     draw(report, args.out / "bench_loss.png")
 
 
-def surroundings(args: argparse.Namespace) -> dict[str, Any]:
-    """Hardware and versions, and one line that tells them. Sets the threads of this process."""
-    import torch
-
-    from assemble import usable_cpus
-    from trainer.rundir import environment
-
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: there is none here; --device cpu works")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    threads = torch.get_num_threads()
-    made = environment(device, threads, {"load": list(os.getloadavg())})
-    hardware = f"{made['cpu']}, {usable_cpus()} CPUs, {threads} thread{'s' * (threads > 1)}"
-    if device == "cuda":
-        hardware = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    told = f"{hardware}; torch {torch.__version__}; load {made['load'][0]:.1f} before the start"
-    return {"told": told, "device": device, "threads": threads, "environment": made}
-
-
 def ask(request: str) -> Row:
-    """The answer of a new process to one request; `failed` says why there is none."""
-    command = [sys.executable, "-m", "scripts.bench_contest", request]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    return {"failed": "killed, perhaps out of memory" if done.returncode == -9 else last[0][:200]}
+    """The answer of a new process to one request."""
+    return measuring.ask("scripts.benches.loss_contest", request)
 
 
 def timed(case: "Case", checked: Mapping[str, Row], threads: int, allocator: str, repeats: int) -> Row:
     """Median seconds of the contestants that agree, interleaved in one process."""
-    from .bench_contest import request
+    from .loss_contest import request
 
     good = [name for name, found in checked.items() if not found["wrong"]]
     answer = ask(request(case, threads, time=good, repeats=repeats, keep=allocator == "kept"))
@@ -158,7 +119,7 @@ def timed(case: "Case", checked: Mapping[str, Row], threads: int, allocator: str
 
 def weighed(case: "Case", checked: Mapping[str, Row], threads: int) -> Row:
     """Peak bytes of the contestants that agree, each variant in a process of its own."""
-    from .bench_contest import request
+    from .loss_contest import request
 
     good = [name for name, found in checked.items() if not found["wrong"]]
     answers = {name: ask(request(case, threads, memory=name)) for name in good}
@@ -169,7 +130,7 @@ def weighed(case: "Case", checked: Mapping[str, Row], threads: int) -> Row:
 
 def compared(found: Mapping[str, float], checked: Mapping[str, Row], failures: Mapping[str, str]) -> Row:
     """`best` entrant of each contestant, its `values` and `ratios` to plain, where a word stands for one without."""
-    from .bench_contest import PLAIN, best, contestant
+    from .loss_contest import PLAIN, best, contestant
 
     entrants = best(found)
     values = {name: found[entrant] for name, entrant in entrants.items()}

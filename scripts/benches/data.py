@@ -22,8 +22,8 @@ from typing import Any
 from configs import entry, load
 from durable import atomic_write
 
-from .bench_data_contest import FILES, Place, entrants, request
-from .bench_loss import ROOT, Parser, positive
+from .data_contest import FILES, Place, entrants, request
+from .measuring import ROOT, Parser, last_words, positive
 
 RECIPE = "configs/quickstart.yaml"
 METRICS = ROOT / "docs" / "quickstart.metrics.jsonl"
@@ -52,7 +52,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    from .bench_data_report import draw, tables
+    from .data_report import draw, tables
 
     names = [name for name in entrants() if not args.only or any(word in name for word in args.only)]
     if not names:
@@ -148,13 +148,13 @@ def contest(folder: Path, names: Sequence[str], repeats: int, tokenizer: str) ->
 
 def ask(words: str) -> dict[str, Any]:
     """The answer of a new process, with the peak of what it and its children held in memory; or why it `failed`."""
-    command = [sys.executable, "-m", "scripts.bench_data_contest", words]
+    command = [sys.executable, "-m", "scripts.benches.data_contest", words]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process, watched(process.pid) as peak:  # fmt: skip
         out, err = process.communicate()
     if process.returncode:
-        return {"failed": (err.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:200]}
+        return {"failed": last_words(process.returncode, err)}
     return json.loads(out.splitlines()[-1]) | {"peak": max(peak, default=None)}
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.style import FAINT, INK, STYLE
 
-from .bench_picture import tidy
+from .picture import tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,9 +3,9 @@
 import textwrap
 from typing import Any
 
-from .faults.matrix import MATRIX
-from .faults.runs import SAVE_EVERY
-from .faults.scenario import Scenario
+from ..faults.matrix import MATRIX
+from ..faults.runs import SAVE_EVERY
+from ..faults.scenario import Scenario
 
 Report = dict[str, Any]
 

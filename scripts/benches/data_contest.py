@@ -1,6 +1,6 @@
 """The ways to tokens that `python -m scripts.bench data` compares, and what is timed of our own data pipeline.
 
-`python -m scripts.bench_data_contest JSON` does one measurement in a process of its own and prints a JSON object.
+`python -m scripts.benches.data_contest JSON` does one measurement in a process of its own and prints a JSON object.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """The ways to a loss that `python -m scripts.bench loss` compares, and how one of them is checked, timed and weighed.
 
 N rows, H width, V vocabulary. A *contestant* is a way, a *variant* one choice of its options; the two joined by a
-slash name an entrant. `python -m scripts.bench_contest JSON` does one measurement in a process of its own.
+slash name an entrant. `python -m scripts.benches.loss_contest JSON` does one measurement in a process of its own.
 """
 
 import contextlib

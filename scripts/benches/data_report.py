@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_data_contest import OURS, RAW, RECIPE
-from .bench_picture import Bar, rates
+from .data_contest import OURS, RAW, RECIPE
+from .picture import Bar, rates
 
 AIM_RECIPE = 5.0
 """What this project aims at for tokenizing in two processes, in times of the datasets.map recipe."""

@@ -10,8 +10,6 @@ the model was made.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +17,8 @@ from pathlib import Path
 
 from configs import RunConfig, entry, load
 from durable import atomic_write
+
+from . import measuring
 
 MIB = 1 << 20
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -48,7 +48,7 @@ QUICK = ("quickstart, fp32", "quickstart, unfused", "quickstart, recomputed")
 @entry
 def main(argv: Sequence[str]) -> int:
     if argv and argv[0] == "--child":
-        print(json.dumps(child(argv[1], argv[2])))
+        print(json.dumps({"bytes": child(argv[1], argv[2])}))
         return 0
     parser = argparse.ArgumentParser(prog="python -m scripts.bench memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three of the cases")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if not Path("/proc/self/clear_refs").exists():
         raise ValueError("bench memory: the high-water mark of memory can be read on Linux only")
-    print(hardware())
+    print(measuring.surroundings("cpu")["told"])
     rows = []
     titles = ("tensors", "needed", "error", "dry run", f"{LONG} steps", "error")
     print(f"{'MiB':<32}" + "".join(f"{title:>10}" for title in titles))
@@ -71,33 +71,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def hardware() -> str:
-    """Hardware, versions and load in one line."""
-    import torch
-
-    from assemble import usable_cpus
-    from trainer.rundir import environment
-
-    threads = torch.get_num_threads()
-    made = environment("cpu", threads, {})
-    told = f"{made['cpu']}, {usable_cpus()} CPUs, {threads} thread{'s' * (threads > 1)}"
-    return f"{told}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f} before the start"
-
-
 def ask(name: str, what: str) -> float:
     """What a process of its own answers, in MiB. Raises RuntimeError with its last words when it fails."""
-    command = [sys.executable, "-m", "scripts.bench_memory", "--child", name, what]
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, **(RETURNING if what == "needed" else {})}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1:]}")
-    return float(json.loads(done.stdout)) / MIB
+    environment = RETURNING if what == "needed" else None
+    answer = measuring.ask("scripts.benches.memory", "--child", name, what, environment=environment)
+    if "failed" in answer:
+        raise RuntimeError(f"{name}: {answer['failed']}")
+    return answer["bytes"] / MIB
 
 
 def case_config(name: str, more: Sequence[str] = ()) -> RunConfig:
     recipe, _, rows, micro_batches, overrides = CASES[name]
-    path = Path(__file__).resolve().parent.parent / "configs" / f"{recipe}.yaml"
+    path = measuring.ROOT / "configs" / f"{recipe}.yaml"
     config = load(str(path), (*overrides, *more))
     tokens = rows * micro_batches * config.model.context
     return replace(config, train=replace(config.train, batch_tokens=tokens, micro_rows=rows, compile=False))

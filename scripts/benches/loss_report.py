@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_contest import PLAIN, TORCH
-from .bench_picture import Group, Panel, bars
+from .loss_contest import PLAIN, TORCH
+from .picture import Group, Panel, bars
 
 Row = dict[str, Any]  # one measurement of one case
 

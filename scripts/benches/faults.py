@@ -17,10 +17,10 @@ from typing import Any
 from configs import entry
 from durable import atomic_write
 
-from .bench_loss import Parser
-from .faults.runs import Runs
+from ..faults.runs import Runs
+from .measuring import ROOT, Parser
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,9 +39,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 @entry
 def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
-    from .bench_faults_picture import draw_kills
-    from .bench_faults_report import line, markdown, subtitle
-    from .faults.matrix import MATRIX
+    from ..faults.matrix import MATRIX
+    from .faults_picture import draw_kills
+    from .faults_report import line, markdown, subtitle
 
     known = [scenario.fault for scenario in MATRIX]
     if unknown := [fault for fault in args.only or [] if fault not in known]:
@@ -91,8 +91,8 @@ def figures(runs: Runs, *, quick: bool) -> dict[str, Any]:
 
     from trainer.memory import keep_freed_memory
 
-    from .faults.background import LARGE, SMALL, saving_times
-    from .faults.trackers import step_times
+    from ..faults.background import LARGE, SMALL, saving_times
+    from ..faults.trackers import step_times
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as every run on a CPU does
