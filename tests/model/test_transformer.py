@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import ModelConfig, Transformer
-from model.transformer import RMSNorm, attend, document_mask, init_table
+from model.attention import attend, document_mask
+from model.transformer import RMSNorm, init_table
 
 from .conftest import PRESETS, VOCAB, Make, Preset
 
