@@ -24,7 +24,7 @@ from trainer.config import Length
 from trainer.distributed import Place, Ranks
 from trainer.keeper import Keeper
 from trainer.payload import read
-from trainer.schedule import rate_factor, steps_of
+from trainer.schedule import momentum_at, rate_factor, steps_of
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
 Table = dict[str, dict[str, float]]
@@ -86,6 +86,10 @@ class Parts:
         """What the schedule multiplies peak rates by in a step, counted from 0."""
         return rate_factor(step, self.total, self.config.schedule, self.config.train.batch_tokens)
 
+    def momentum(self, step: int) -> float:
+        """Muon's momentum in a step, counted from 0."""
+        return momentum_at(step, self.total, self.config.optim, self.config.train.batch_tokens)
+
     def changes_data(self, row: int) -> bool:
         """Whether the step that begins at a row of the order is the first of a phase or of a part of the curriculum."""
         return any(row <= start < row + self.loader.batch_rows for rows in self.starts.values() for start in rows)
@@ -142,7 +146,7 @@ class Parts:
             assert each is not None
             return each["nll"], each["correct"]
 
-        return score, self.loader.validation(max_tokens, learner.micro_rows), self.data.source_names
+        return score, self.loader.validation(max_tokens, learner.score_rows), self.data.source_names
 
     def detail(self) -> dict[str, Any]:
         """What the metrics hide, over all validation rows; on one process.
@@ -154,7 +158,7 @@ class Parts:
         sums: dict[str, Tensor] = {}
         worst: list[dict[str, Any]] = []
         with eval_mode(learner.model):
-            for batch in self.loader.validation(None, learner.micro_rows):
+            for batch in self.loader.validation(None, learner.score_rows):
                 out = learner.score(batch.to(learner.device), detail=True)
                 sums = {name: sums[name] + x if sums else x for name, x in out.sums.items()}
                 worst = sorted(worst + self._worst(batch, out), key=lambda row: -row["nll"])[:WORST]

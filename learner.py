@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from configs import RunConfig
 from data import Batch, Prepared, load_tokenizer
 from loss import Head, LossConfig, LossOutput, Objective, build_objective
-from model import ModelConfig, Transformer, generate, load_model
+from model import ModelConfig, Transformer, compiler_fails, float8_fails, generate, load_model, tiles_fail, use_float8
 from sizing import fitting_rows, settle
 from trainer.distributed import Parallel, Ranks
 from trainer.meters import peak_flops
@@ -20,6 +22,7 @@ from trainer.optim import Optimizers
 from trainer.precision import Precision, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCORED_TOKENS = 4096  # of one batch of an evaluation, at least
 STATE_BYTES = 16  # of a parameter: the weight, its gradient and AdamW's two moments, in fp32
 
 
@@ -69,12 +72,21 @@ class Learner:
     precision: Precision
     micro_rows: int
     """Rows of one forward pass."""
+    compiled: bool = False
+    """Whether the model's blocks are."""
 
     @property
     def auto(self) -> dict[str, Any]:
         """What `auto` settings came to, on this kind of device."""
         found = {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
+        if self.device.type == "cuda":
+            found |= {"compile": self.compiled, "attention": "flex" if self.model.tiles else "dense"}
         return found | ({"parallel": self.parallel} if self.parallel else {})
+
+    @property
+    def score_rows(self) -> int:
+        """Rows of one batch of an evaluation: more than of a small step, whose tensors would be too few to be fast."""
+        return max(self.micro_rows, SCORED_TOKENS // self.config.model.context)
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -119,11 +131,14 @@ class Learner:
 
     def generate(self, prompts: list[list[int]], *, stop_id: int, **options: Any) -> list[list[int]]:
         """What `model.generate` makes of prompts, on rank 0; under fsdp, where all have to take part, on every rank."""
+        # Text comes in all lengths: compiled blocks would be compiled anew for each.
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         if self.parallel != "fsdp":
-            return generate(self.model, prompts, stop_id=stop_id, **options) if self.ranks.rank == 0 else []
-        with self.precision.autocast():  # weights are gathered in the precision of training
+            with eager:
+                return generate(self.model, prompts, stop_id=stop_id, **options) if self.ranks.rank == 0 else []
+        with eager, self.precision.autocast():  # weights are gathered in the precision of training
             # To the full length: were a token drawn otherwise on one rank, it must not leave the others waiting.
-            made = generate(self.model, prompts, **options)
+            made = generate(self.model, prompts, **options, sharded=True)
         return [ids[: ids.index(stop_id)] if stop_id in ids else ids for ids in made]
 
     def weights(self) -> dict[str, Tensor]:
@@ -145,11 +160,16 @@ class Learner:
         """Clip the gradients, without the fp16 scale; returns their global norm before, a scalar on the device."""
         if self.precision.scaler.is_enabled():
             for optimizer in self.optimizers.all:
-                self.precision.scaler.unscale_(optimizer)
+                self.precision.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups alone
         return self.optimizers.clip()
 
-    def update(self, factor: float, finite: Tensor) -> None:
-        """Move the weights at `factor` times the peak rates where `finite`, and forget the gradients."""
+    def update(self, factor: float, finite: Tensor, momentum: float | None = None) -> None:
+        """Move the weights at `factor` times the peak rates where `finite`, and forget the gradients.
+
+        `momentum` is Muon's from now on.
+        """
+        if momentum is not None:
+            self.optimizers.set_momentum(momentum)
         self.optimizers.step(factor, finite)
         self.optimizers.zero_grad()
         if self.precision.scaler.is_enabled():
@@ -177,12 +197,9 @@ def build_learner(
     parallel = ranks.pick_parallel(wanted, STATE_BYTES * model.parameter_count(), room)
     if parallel != "fsdp":  # which moves a block at a time and keeps a part of it: a whole model may not fit
         model = model.to(device)
-    model.recompute = train.activation_checkpointing
-    if train.compile is True or (train.compile == "auto" and device.type == "cuda"):
-        for block in model.blocks:
-            block.compile(dynamic=False)
     automatic = train.precision == "auto" and "precision" in decided
     precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
+    compiled = set_up_blocks(config, model, ranks, device, precision.name, decided)
     rows = -(-rows_per_step(config) // ranks.world_size)
     micro_rows, tried = train.micro_rows, True
     if micro_rows == "auto":
@@ -208,10 +225,58 @@ def build_learner(
         ),
         precision=precision,
         micro_rows=min(micro_rows, rows),
+        compiled=compiled,
     )
     if not tried and device.type == "cuda" and parallel != "fsdp":  # whose ranks cannot fail each for itself
         learner.micro_rows = settle(learner, rows)
+        if compiled and learner.micro_rows < min(micro_rows, rows):
+            torch.compiler.reset()  # graphs of the sizes that did not fit count against what may be compiled
     return learner
+
+
+def set_up_blocks(
+    config: RunConfig, model: Transformer, ranks: Ranks, device: torch.device, precision: str, decided: dict[str, Any]
+) -> bool:
+    """Recomputation, float8, attention and, last, the compiler, before several ranks share the blocks.
+
+    Returns whether they are compiled. What `auto` would like and the machine cannot do is left out with a warning; the
+    trials take a GPU some seconds, so what `decided` tells is not tried again. Raises ValueError for float8 that
+    cannot be had.
+    """
+    train = config.train
+    model.recompute = train.activation_checkpointing
+
+    def works(what: str, instead: str, reason: str | None) -> bool:
+        if ranks.any(reason is not None):  # then on no rank, so that all compute alike
+            if ranks.rank == 0:
+                print(f"warning: {what} does not work on {device.type}, {instead}: {reason}", file=sys.stderr)
+            return False
+        return True
+
+    if train.fp8:
+        reason = float8_fails(device) or float8_misfits(config, precision)
+        if reason or not use_float8(model.blocks):
+            raise ValueError(f"train.fp8: {reason or 'no matrix in the blocks has widths that 16 divides'}")
+    compiled = train.compile is True
+    if train.compile == "auto" and device.type == "cuda":
+        known = decided.get("compile")
+        compiled = works("torch.compile", "blocks run eagerly", compiler_fails(device)) if known is None else known
+    if compiled and device.type == "cuda" and config.data.pack.document_mask:
+        known = decided.get("attention")
+        model.tiles = known == "flex" if known else works(
+            "FlexAttention", "a dense mask keeps documents apart", tiles_fail(config.model, device, DTYPES[precision])
+        )  # fmt: skip
+    if compiled:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    return compiled
+
+
+def float8_misfits(config: RunConfig, precision: str) -> str | None:
+    """Why a run is not one for float8, in one line."""
+    if precision != "bf16":
+        return f"it needs train.precision bf16, not {precision}"
+    return "it needs a model.context that 16 divides" if config.model.context % 16 else None
 
 
 def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:

@@ -36,7 +36,7 @@ FLAGS = {
 @entry
 def main(argv: Sequence[str]) -> int:
     args = parse(argv, prog="python train.py", description=(__doc__ or "").splitlines()[0], flags=FLAGS)
-    config = load(args.config, args.overrides)
+    config = load(args.config, args.overrides, go_on=not args.restart)
     if args.print_config:
         print(dump(config), end="")
         return 0
@@ -202,7 +202,7 @@ def fit(parts: "Parts", state: "State", instruments: "Instruments", path: Path, 
         if parts.changes_data(state.row):
             guard.forget()
         good = guard.check(step.index, norm, window.step["loss"], step.targets, ranks.sum)
-        learner.update(parts.rate(step.index) * state.rate, good)
+        learner.update(parts.rate(step.index) * state.rate, good, parts.momentum(step.index))
         window.close_step(good, norm)
         state.step, state.row, state.tokens = step.index + 1, state.row + rows, state.tokens + step.targets
         meter.add(step.targets)

@@ -63,7 +63,7 @@ def around(value: int, step: int) -> str:
 
 def check(config: RunConfig) -> list[Problem]:
     """Every mistake that lies between fields of a config whose fields are each valid."""
-    return [p for part in (_run, _sources, _data, _model, _loss, _train, _lengths) for p in part(config)]
+    return [p for part in (_run, _sources, _data, _model, _loss, _optim, _train, _lengths) for p in part(config)]
 
 
 def _run(config: RunConfig) -> Iterator[Problem]:
@@ -253,6 +253,12 @@ def _loss(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("loss", *path), f"{dotted(('loss', *path))}: {message}")
 
 
+def _optim(config: RunConfig) -> Iterator[Problem]:
+    if config.optim.cautious and config.optim.name != "muon":
+        message = f"optim.cautious: {config.optim.name} has no cautious decay; muon has"
+        yield Problem(("optim", "cautious"), message, (("optim", "name"),))
+
+
 def _train(config: RunConfig) -> Iterator[Problem]:
     train, context = config.train, config.model.context
     given = [name for name in ("steps", "tokens", "epochs") if getattr(train, name) is not None]
@@ -285,6 +291,7 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     recipe then has a lower peak.
     """
     lengths: dict[Path, int | float | str] = {
+        ("optim", "momentum_warmup"): config.optim.momentum_warmup,
         ("schedule", "warmup"): config.schedule.warmup,
         ("schedule", "decay"): config.schedule.decay,
         ("eval", "every"): config.eval.every,
@@ -297,7 +304,7 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     if config.data.curriculum:
         lengths["data", "curriculum", "over"] = config.data.curriculum.over
     for path, length in lengths.items():
-        message = _bad_length(length, zero=path[0] == "schedule")
+        message = _bad_length(length, zero=path[0] in ("optim", "schedule"))
         if message:
             yield Problem(path, f"{dotted(path)}: {message}")
     tokens = config.train.tokens

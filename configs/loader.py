@@ -21,6 +21,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from loss.registry import SHAPES, map_paths
+from trainer.config import RunSection
 
 from .checks import hint
 from .schema import ONE_OF, Path, RunConfig, to_tree
@@ -127,20 +128,31 @@ def _paths(value: Any, path: Path) -> Iterator[Path]:
             yield from _paths(below, (*path, part))
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """The config in a YAML file, changed by `key.sub=value` texts. Raises `ConfigError` with all that is wrong."""
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, go_on: bool = False) -> RunConfig:
+    """The config in a YAML file, changed by `key.sub=value` texts. Raises `ConfigError` with all that is wrong.
+
+    What is `auto` in it comes from a rule, or with `go_on` from the run's own record if it has begun.
+    """
     reading = _Reading()
     _read_file(os.fspath(path), reading, ())
     for text in overrides:
         _read_override(text, reading)
     config = None
     if not reading.broken:
-        config, problems = validate(reading.tree)
+        config, problems = validate(reading.tree, _record if go_on else None)
         reading.errors += [(reading.place(p.path), p.message) for p in problems]
     if reading.errors or config is None:
         ordered = sorted(reading.errors, key=lambda error: error[0])
         raise ConfigError([f"{place.text}: {message}" for place, message in ordered])
     return config
+
+
+def _record(run: RunSection) -> dict[str, Any] | None:
+    """The tree of a run's `config.yaml`; None where there is none that can be read."""
+    try:
+        return read_tree(FilePath(run.dir, run.name, "config.yaml"))
+    except ValueError:
+        return None
 
 
 def dump(config: RunConfig) -> str:

@@ -49,7 +49,8 @@ def kind(node: Node) -> str:
         open_ended = [b for b in branches if not choices(b)]
         names = [resolve(b).get("type") for b in open_ended]
         if names == ["integer", "number", "string"]:
-            return "a length" if branches[0].get("minimum") == 0 else "a length > 0"
+            length = "a length" if branches[0].get("minimum") == 0 else "a length > 0"
+            return _either([length, *choices({"anyOf": branches})])
         if names == ["integer", "string"]:
             return _either(["a number of tokens", *null])
         return _either([*map(kind, open_ended), *choices({"anyOf": branches}), *null])
@@ -219,6 +220,8 @@ def json_schema() -> Node:
     schema["properties"]["loss"]["anyOf"].append({"type": "string"})
     tokenizer = definitions["DataConfig"]["properties"]["tokenizer"]
     tokenizer["anyOf"] = [{"$ref": tokenizer.pop("$ref")}, {"enum": ["byte", "char"]}]
+    rates = definitions["OptimConfig"]["properties"]["rates"]
+    rates["anyOf"] = [{"$ref": rates.pop("$ref")}, {"const": "auto"}]
     extends = {"type": "string", "description": "Another config, relative to this one, that this one changes."}
     named = {"additionalProperties": {"required": ["kind"]}}
     sources = {"sources": named, "split": {"properties": {"sources": named}}}

@@ -2,13 +2,17 @@
 
 import copy
 import json
+from collections.abc import Callable
+from dataclasses import fields as fields_of
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from loss.registry import LISTS
 from model.config import ModelConfig
+from trainer.config import AUTO, Rates, RunSection
 
+from .auto import without_auto
 from .checks import Problem, check, check_model, hint
 from .reference import Node, child, choices, fields, kind, resolve
 from .schema import SECTIONS, Path, RunConfig, adapter, dotted, raw_schema, to_tree
@@ -24,7 +28,7 @@ _STAND_INS: dict[Path, Any] = {
 
 
 def expand(tree: dict[str, Any]) -> dict[str, Any]:
-    """Short forms written out: `loss: ce`, `base: ce`, `add: [z]`, `tokenizer: byte`, and empty sections."""
+    """Short forms written out: `loss: ce`, `base: ce`, `add: [z]`, `tokenizer: byte`, `rates: auto`, empty sections."""
     tree = {k: {} if v is None and k in SECTIONS else v for k, v in tree.items()}
     loss, data = tree.get("loss"), tree.get("data")
     if isinstance(loss, str):
@@ -35,6 +39,9 @@ def expand(tree: dict[str, Any]) -> dict[str, Any]:
         }
     if isinstance(data, dict) and data.get("tokenizer") in ("byte", "char"):
         tree["data"] = data | {"tokenizer": {"level": data["tokenizer"]}}
+    optim = tree.get("optim")
+    if isinstance(optim, dict) and optim.get("rates") == AUTO:
+        tree["optim"] = optim | {"rates": {f.name: AUTO for f in fields_of(Rates)}}
     return tree
 
 
@@ -48,8 +55,13 @@ def _terms(value: Any) -> Any:
     return [_term(v) for v in value] if isinstance(value, list) else value
 
 
-def validate(tree: dict[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
-    """The config, or None and every mistake: first those of single fields, then those between sound fields."""
+def validate(
+    tree: dict[str, Any], record: Callable[[RunSection], dict[str, Any] | None] | None = None
+) -> tuple[RunConfig | None, list[Problem]]:
+    """The config, or None and every mistake: first those of single fields, then those between sound fields.
+
+    What is `auto` comes from the tree that `record` has of the run if it has begun.
+    """
     work = copy.deepcopy({"run": {}, "data": {}} | expand(tree))
     problems: list[Problem] = []
     bad: set[Path] = set()  # what was taken out of `work`, so that nothing can be said about it
@@ -64,6 +76,8 @@ def validate(tree: dict[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
                 bad.add(_take_out(work, path, bad))
     else:
         return None, problems
+    began = record(config.run) if record else None
+    config = without_auto(config, validate(began)[0] if began else None)
     problems += [p for p in check(config) if _sound(p, bad)]
     return (None if problems else config), problems
 

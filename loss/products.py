@@ -16,7 +16,7 @@ from .head import Head
 _CPU_BYTES, _DEVICE_BYTES = 48 << 20, 256 << 20
 # Every chunk lays out the whole weight for its product and goes once over the weight's gradient: fewer rows than
 # these would spend their time there.
-_MIN_ROWS, _MAX_ROWS = 512, 4096
+_MIN_ROWS, _MAX_ROWS = 256, 4096
 _BLOCK = 4096  # rows of the weight's gradient that are added at once: their bf16 product stays in the cache
 
 P = ParamSpec("P")
@@ -149,9 +149,12 @@ class WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        with torch.no_grad():  # not in place: the graph may be walked again
+        # Not in place: the graph may be walked again. Times 1, as in training by one process, a gradient is passed on
+        # as it is, which saves a copy of the largest; to ask a GPU whether it is 1 would be to wait for it.
+        same = upstream.device.type == "cpu" and bool(upstream == 1)
+        with torch.no_grad():
             pairs = zip(gradients, inputs, strict=True)
-            made = [None if gradient is None else (gradient * upstream).to(t.dtype) for gradient, t in pairs]
+            made = [g if g is None else (g if same else g * upstream).to(t.dtype) for g, t in pairs]
         if torch.is_grad_enabled():  # someone may want to differentiate again
             made = [None if gradient is None else Once.apply(gradient, upstream, *inputs) for gradient in made]
         return None, *made, None, None, None

@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import ModelConfig
+    from .float8 import use_float8
     from .huggingface import from_huggingface, to_huggingface
     from .sampling import beam_search, eval_mode, generate, stream
     from .store import load_model, read_model, save_model
     from .transformer import Transformer
+    from .trial import compiler_fails, float8_fails, tiles_fail
 
 _HOME = {
     "beam_search": "sampling",
     "ModelConfig": "config",
     "Transformer": "transformer",
+    "compiler_fails": "trial",
     "eval_mode": "sampling",
+    "float8_fails": "trial",
     "generate": "sampling",
     "stream": "sampling",
     "load_model": "store",
@@ -22,14 +26,18 @@ _HOME = {
     "save_model": "store",
     "save_shape": "store",
     "from_huggingface": "huggingface",
+    "tiles_fail": "trial",
     "to_huggingface": "huggingface",
+    "use_float8": "float8",
 }
 
 __all__ = [
     "ModelConfig",
     "Transformer",
     "beam_search",
+    "compiler_fails",
     "eval_mode",
+    "float8_fails",
     "from_huggingface",
     "generate",
     "load_model",
@@ -37,7 +45,9 @@ __all__ = [
     "save_model",
     "save_shape",
     "stream",
+    "tiles_fail",
     "to_huggingface",
+    "use_float8",
 ]
 
 

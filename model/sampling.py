@@ -1,6 +1,6 @@
-"""Text from a model, one token at a time: a cache of keys and values, and pure transforms of logits.
+"""Text from a model, one token at a time, and pure transforms of logits.
 
-B rows, T new tokens, S slots of the cache, H key and value heads, K head width, V vocabulary.
+B rows, V vocabulary.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transformer import Extend, Transformer
+from .decode import Decoder, ThroughModule
+from .products import Weights
+from .transformer import Transformer
 
 
 def generate(
@@ -24,18 +26,24 @@ def generate(
     min_p: float | None = None,
     stop_id: int | None = None,
     seed: int = 0,
+    weights: Weights = "fp32",
+    sharded: bool = False,
 ) -> list[list[int]]:
     """Continue each prompt by at most `max_new_tokens` ids; returns the new ids only, without the stop id.
 
     `temperature` 0 takes the most probable token. Else `temperature`, `top_k`, `top_p` and `min_p` act in that order.
     Row i is sampled with `seed + i`, so it is what its prompt alone gives with that seed, whatever the other rows
     (up to rounding). Text may outgrow the model's context: a row that has filled it goes on from its last
-    `context // 2` tokens; of a longer prompt the last `context` tokens count. Raises ValueError for bad arguments.
+    `context // 2` tokens; of a longer prompt the last `context` tokens count.
+
+    `weights`: bf16 and int8 (on a CPU) are faster and not exact. `sharded`: other processes hold parts of the weights
+    and call this too; every token then goes through the module, in the precision of autocast, and `weights` does
+    nothing. Raises ValueError for bad arguments.
     """
     choose = sampler(len(prompts), temperature, top_k, top_p, min_p, seed)
     texts: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    for ids in next_ids(model, prompts, max_new_tokens, choose):
+    for ids in next_ids(model, prompts, max_new_tokens, choose, weights, sharded):
         running -= {row for row in running if ids[row] == stop_id}
         for row in running:
             texts[row].append(ids[row])
@@ -55,10 +63,11 @@ def stream(
     min_p: float | None = None,
     stop_id: int | None = None,
     seed: int = 0,
+    weights: Weights = "fp32",
 ) -> Generator[int, None, None]:
     """The ids that `generate` gives for this prompt, each as soon as it is known."""
     choose = sampler(1, temperature, top_k, top_p, min_p, seed)
-    for (token,) in next_ids(model, [prompt], max_new_tokens, choose):
+    for (token,) in next_ids(model, [prompt], max_new_tokens, choose, weights):
         if token == stop_id:
             return
         yield token
@@ -110,38 +119,14 @@ def beam_search(
     return max(ended)[1]
 
 
-class Cache:
-    """Keys and values of the tokens so far, (B, H, S, K) a layer, allocated once; a token's slot is its position.
-
-    A row's slots from its next position on may hold anything: no token sees a slot after its own.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def mask(self, positions: Tensor) -> Tensor:
-        """Who sees which slot, bool (B, 1, T, S), for tokens at `positions` (B, T)."""
-        return torch.arange(self.slots, device=positions.device) <= positions[:, None, :, None]
-
-    def extend(self, layer: int, positions: Tensor) -> Extend:
-        """A function that stores this layer's keys and values (B, H, T, K) at `positions` and returns all S slots."""
-
-        def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            if layer not in self.layers:
-                shape = (*k.shape[:2], self.slots, k.shape[-1])
-                self.layers[layer] = (k.new_zeros(shape), v.new_zeros(shape))
-            index = positions[:, None, :, None].expand_as(k)
-            for held, new in zip(self.layers[layer], (k, v), strict=True):
-                held.scatter_(2, index, new)
-            return self.layers[layer]
-
-        return store
-
-
 @torch.no_grad()
 def next_ids(
-    model: Transformer, prompts: list[list[int]], max_new_tokens: int, choose: Callable[[Tensor], list[int]]
+    model: Transformer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    choose: Callable[[Tensor], list[int]],
+    weights: Weights,
+    sharded: bool = False,
 ) -> Iterator[list[int]]:
     """Yield `max_new_tokens` times the next id of every row, as `choose` picks it from logits (B, V).
 
@@ -150,30 +135,20 @@ def next_ids(
     check_prompts(model, prompts)
     context = model.config.context
     windows = [prompt[-context:] for prompt in prompts]
-    cache = Cache(min(context, max(map(len, windows)) + max_new_tokens))
-    new = windows
+    slots = min(context, max(map(len, windows)) + max_new_tokens)
     with eval_mode(model):
+        reader = ThroughModule(model, slots) if sharded else Decoder(model, len(windows), slots, weights)
+        ids: list[int] = []
         for _ in range(max_new_tokens):
-            ids = choose(next_logits(model, cache, windows, new))
-            yield ids
-            windows = [[*window, token] for window, token in zip(windows, ids, strict=True)]
-            new = [[token] for token in ids]
-            if max(map(len, windows)) > context:
+            if ids and max(map(len, windows)) <= context:
+                logits = reader.step(ids)
+            else:  # at first, and when positions have moved
                 windows = [w if len(w) <= context else w[-max(1, context // 2) :] for w in windows]
-                new = windows  # positions have moved: read every row again
-
-
-def next_logits(model: Transformer, cache: Cache, windows: list[list[int]], new: list[list[int]]) -> Tensor:
-    """Logits (B, V), fp32, after each window, of which the last tokens, `new`, are not in the cache yet."""
-    device = model.embed.weight.device
-    width = max(map(len, new))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)
-    starts = torch.tensor([len(w) - len(n) for w, n in zip(windows, new, strict=True)], device=device)
-    last = torch.tensor([len(row) - 1 for row in new], device=device)
-    positions = starts[:, None] + torch.arange(width, device=device)
-    hidden = model(tokens, positions, logits=False, cache=cache)
-    rows = torch.arange(len(new), device=device)
-    return F.linear(hidden[rows, last], model.head_weight).float()
+                logits = reader.read(windows)
+            ids = choose(logits)
+            yield ids
+            for window, token in zip(windows, ids, strict=True):
+                window.append(token)
 
 
 def sampler(

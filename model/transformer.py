@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import attend, document_mask
+from .attention import Mask, attend, document_mask, document_tiles
 from .config import ModelConfig
 
 if TYPE_CHECKING:
-    from .sampling import Cache
+    from .decode import Cache
 
 Role = Literal["matrix", "embed", "head", "vector"]
 Rope = tuple[Tensor, Tensor]
@@ -32,8 +32,8 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    recompute = False
-    """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+    tiles = False
+    """Whether documents of a row are kept apart by FlexAttention, for blocks that are compiled; else by a mask."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
         Hidden states are taken after the final norm: `F.linear(hidden, head_weight)` are the logits.
         `positions` (B, T) start again from 0 with every document of a row, and no token sees another document than
-        its own; None means one document a row. With a `cache` (`sampling.Cache`) positions are required, say where
+        its own; None means one document a row. With a `cache` (`decode.Cache`) positions are required, say where
         in the cache the tokens go, and one row is one document. Raises ValueError when T is more than
         `config.context`; that positions are below it is not checked, which would wait for the device.
         """
@@ -72,19 +72,26 @@ class Transformer(nn.Module):
             x = x + (self.position.weight[:T] if positions is None else self.position(positions))
         else:
             rope = (self.cos[:T], self.sin[:T]) if positions is None else (self.cos[positions], self.sin[positions])
-        mask = None
+        mask: Mask = None
         if positions is not None:
-            mask = document_mask(positions) if cache is None else cache.mask(positions)
+            apart = document_tiles if self.tiles else document_mask
+            mask = apart(positions) if cache is None else cache.mask(positions)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None or positions is None else cache.extend(layer, positions)
-            if self.recompute:
-                random = self.config.dropout > 0
-                x = checkpoint(block, x, rope, mask, extend, use_reentrant=False, preserve_rng_state=random)
-            else:
-                x = block(x, rope, mask, extend)
+            x = block(x, rope, mask, extend)
         x = self.norm(x)
         return F.linear(x, self.head_weight) if logits else x
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+        return all(block.recompute for block in self.blocks)
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        for block in self.blocks:
+            block.recompute = wanted  # type: ignore[assignment]
 
     @property
     def head_weight(self) -> Tensor:
@@ -123,6 +130,9 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention, then the feed-forward layer, each on normed input and added to the residual stream."""
 
+    recompute = False
+    """Whether to compute all this again in the backward pass instead of keeping it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -131,8 +141,16 @@ class Block(nn.Module):
         self.mlp_norm = norm(config, config.dim)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None, extend: Extend | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None, mask: Mask, extend: Extend | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        if not self.recompute:
+            return self.both(x, rope, mask, extend)
+        # In here, not around the block: a compiled one then plans what it keeps, and hooks of FSDP see it run once.
+        random = self.dropout > 0
+        return checkpoint(self.both, x, rope, mask, extend, use_reentrant=False, preserve_rng_state=random)
+
+    def both(self, x: Tensor, rope: Rope | None, mask: Mask, extend: Extend | None) -> Tensor:
+        """The two layers."""
         attended = self.attention(self.attention_norm(x), rope, mask, extend)
         x = x + F.dropout(attended, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
@@ -149,7 +167,6 @@ class Attention(nn.Module):
         bias = config.preset == "gpt2"
         kv_dim = config.num_kv_heads * config.head_dim
         self.head_dim = config.head_dim
-        self.group = config.heads // config.num_kv_heads
         self.dropout = config.dropout
         self.q = nn.Linear(config.dim, config.dim, bias=bias)
         self.k = nn.Linear(config.dim, kv_dim, bias=bias)
@@ -158,7 +175,7 @@ class Attention(nn.Module):
         self.q_norm = norm(config, config.head_dim) if config.preset == "qwen3" else None
         self.k_norm = norm(config, config.head_dim) if config.preset == "qwen3" else None
 
-    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None, extend: Extend | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None, mask: Mask, extend: Extend | None) -> Tensor:
         """(B, T, D) -> (B, T, D); `extend` puts new keys and values into a cache and returns all that it holds."""
         x = in_autocast(x)
         q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
@@ -170,8 +187,6 @@ class Attention(nn.Module):
         q, k, v = (y.to(v.dtype).transpose(1, 2) for y in (q, k, v))
         if extend is not None:
             k, v = extend(k, v)
-        if self.group > 1:  # repeated by hand: the kernels that take a mask have no grouped form
-            k, v = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))
 

@@ -9,8 +9,12 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs import entry
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +78,24 @@ def torch_checks() -> Iterator[tuple[bool, str, str]]:
     speeds = {key: measured_peak(device, dtypes[key]) / 1e9 for key in sorted({"fp32", chosen})}
     told = ", ".join(f"{key} {speed:,.0f} GFLOP/s" for key, speed in speeds.items())
     yield True, "precision", f"auto is {chosen}; matrix products here: {told}"
+    if device.type == "cuda":
+        yield from gpu_checks(device, dtypes[chosen])
+
+
+def gpu_checks(device: "torch.device", dtype: "torch.dtype") -> Iterator[tuple[bool, str, str]]:
+    """What a run asks of a GPU, tried on small shapes against what torch does without."""
+    from model import ModelConfig, compiler_fails, float8_fails, tiles_fail
+
+    reason = compiler_fails(device)
+    yield reason is None, "compile", f"blocks will run eagerly: {reason}" if reason else "torch.compile works"
+    if reason is None:
+        reason = tiles_fail(ModelConfig(dim=512, heads=8, kv_heads=4, context=512), device, dtype)
+        told = (
+            f"a dense mask will keep documents apart: {reason}" if reason else "FlexAttention agrees with a dense mask"
+        )
+        yield reason is None, "attention", told
+    reason = float8_fails(device)
+    yield True, "train.fp8", f"not here: {reason}" if reason else "products in float8 are near those in fp32"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, metavar="P", help="among the fewest that hold P of the probability")
     parser.add_argument("--min-p", type=float, metavar="P", help="among those at least P times as likely as the first")
     parser.add_argument("--beams", type=int, metavar="B", help="beam search with B beams instead of sampling")
+    parser.add_argument("--weights", choices=("fp32", "bf16", "int8"), default="fp32",
+                        help="how each token reads them: bf16 and int8 (cpu only) are faster, not exact")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     return parser
@@ -30,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
     args = arguments().parse_args(argv)
     if args.max_new_tokens < 1:
         raise ValueError("--max-new-tokens must be at least 1")
+    if args.beams is not None and args.weights != "fp32":
+        raise ValueError(f"--weights {args.weights} does not go with --beams")
     from data import chat_prompt, load_tokenizer
     from durable import find_checkpoint
     from model import beam_search, read_model, stream
@@ -52,13 +57,23 @@ def main(argv: Sequence[str]) -> None:
     else:
         ids = stream(
             model, prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
-            top_p=args.top_p, min_p=args.min_p, stop_id=stop, seed=args.seed,
+            top_p=args.top_p, min_p=args.min_p, stop_id=stop, seed=args.seed, weights=args.weights,
         )  # fmt: skip
     if not args.chat:
         print(args.prompt, end="", flush=True)
-    for piece in whole_characters(ids, tokenizer.decode):
+    count, start = 0, time.perf_counter()
+
+    def counted() -> Iterator[int]:
+        nonlocal count
+        for token in ids:
+            count += 1
+            yield token
+
+    for piece in whole_characters(counted(), tokenizer.decode):
         print(piece, end="", flush=True)
     print()
+    seconds = time.perf_counter() - start
+    print(f"{count} tokens in {seconds:.1f} s: {count / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 def whole_characters(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:

@@ -94,7 +94,9 @@ def facts(
         ("loss", " + ".join(part.name for part, _ in learner.objective.recipe.terms)
                  + (f", teacher {config.loss.teacher}" if config.loss.teacher else "")),
         ("FLOPs", f"{per_token:,.0f} per token, forward and backward"),
-        ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"),
+        *muon_line(config, learner),
+        ("device", f"{learner.device.type}, {learner.precision.name}, {torch.get_num_threads()} CPU threads"
+                   f"{', compiled' if learner.compiled else ''}{', attention: flex' if learner.model.tiles else ''}"),
         ("memory", memory_text(memory, trial)),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
@@ -116,12 +118,22 @@ def facts(
         return [*lines, ("speed", f"not known: no {config.run.device} here (run.device=cpu times it on the CPU)")]
     speed = rows * shape.context / trial.seconds
     lines.append(("speed", f"{speed:,.0f} tokens/s: {trial.micro_seconds * 1e3:,.0f} ms a micro-batch, "
-                           f"{trial.update_seconds * 1e3:,.0f} ms an update (random tokens)"))  # fmt: skip
+                           f"{trial.update_seconds * 1e3:,.0f} ms an update, "
+                           f"{trial.update_seconds / trial.seconds:.0%} of a step (random tokens)"))  # fmt: skip
     if total:
         lines.append(
             ("time", f"about {clock_text(total * trial.seconds)} on one process, without evaluations and preparation")
         )
     return lines
+
+
+def muon_line(config: RunConfig, learner: Learner) -> list[tuple[str, str]]:
+    """What Muon's iterations add to the products of a step; nothing without Muon."""
+    flops = learner.optimizers.muon_flops()
+    if not flops:
+        return []
+    passes = learner.flops_per_token * config.train.batch_tokens
+    return [("Muon", f"{flops:,} FLOPs a step, {flops / (flops + passes):.1%} of all")]
 
 
 def memory_text(tensors: dict[str, int], trial: Trial | None) -> str:

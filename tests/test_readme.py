@@ -6,10 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from scripts.doctor import ROOT
 from tests.conftest import Bench
@@ -53,12 +55,24 @@ def adapted(command: str, bench: Bench) -> str:
             "loss": "--rows 64 --vocab 300 --repeats 1 --memory-rows 64 --eps 0.1 --dtype bf16",
             "faults": "--only F3",
             "data": "--megabytes 1 --documents 1000 --only ours",
+            "train": "--quick --only ours",
+            "speedrun": "--quick",
+            "scaling": "--quick --only corpus",
+            "generate": "--quick",
+            "recipe": "--quick",
         }
         command += f" {small[command.split()[3]]} --out runs/bench"
     return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith((*NOT_RUN, *ELSEWHERE))])
+def runnable() -> Iterator[ParameterSet]:
+    """What a test can run; benchmarks, whose parts have tests of their own, among the long ones."""
+    for command in COMMANDS:
+        if not command.startswith((*NOT_RUN, *ELSEWHERE)):
+            yield pytest.param(command, marks=[pytest.mark.soak] if "scripts.bench" in command else [])
+
+
+@pytest.mark.parametrize("command", runnable())
 def test_every_command_runs(bench: Bench, command: str):
     notes = bench.runs.parent / "notes"
     notes.mkdir(exist_ok=True)

@@ -2,16 +2,25 @@
 
 A *length* is `0.1` (below 1: a fraction of the run), `500` (steps) or `"5M tokens"` (nominal: step times
 batch_tokens); `trainer.schedule.steps_of` turns one into steps.
+
+Where a size of the optimizer is `auto`, loading a config puts the number in its place that `trainer.rules` gives.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Length = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)] | str
 Period = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)] | str  # a length that is not zero
 Beta = Annotated[float, Ge(0), Lt(1)]
+AUTO: Any = "auto"
+if TYPE_CHECKING:  # what they are once a config is loaded
+    Rate = float
+    BatchTokens = int
+else:
+    Rate = Annotated[float, Ge(0)] | Literal["auto"]
+    BatchTokens = Annotated[int, Ge(1)] | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +41,15 @@ class RunSection:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rate of each role a parameter can have."""
+    """Peak learning rate of each role a parameter can have. auto: by `trainer.rules` (docs/recipe.md)."""
 
-    matrix: Annotated[float, Ge(0)] = 0.02
+    matrix: Rate = AUTO
     """Weights of the linear layers inside blocks."""
-    embed: Annotated[float, Ge(0)] = 0.1
+    embed: Rate = AUTO
     """Token and position embeddings."""
-    head: Annotated[float, Ge(0)] = 0.004
+    head: Rate = AUTO
     """Untied output head."""
-    vector: Annotated[float, Ge(0)] = 0.01
+    vector: Rate = AUTO
     """Norm weights and biases."""
 
 
@@ -56,8 +65,12 @@ class OptimConfig:
     """AdamW's epsilon."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
     """Muon's momentum."""
+    momentum_warmup: Length = 300
+    """Length over which Muon's momentum rises to its value from 0.85."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Decoupled weight decay, on matrices only."""
+    cautious: bool = False
+    """Under Muon, only weights decay that the update makes smaller anyway."""
     grad_clip: Annotated[float, Gt(0)] | None = 1.0
     """Largest global gradient norm; null: no clipping. The norm is logged before clipping."""
 
@@ -84,12 +97,14 @@ class TrainConfig:
     """Tokens in all, such as `5M`; rounded up to whole steps."""
     epochs: Annotated[float, Gt(0)] | None = None
     """Passes over the training rows; rounded up to whole steps."""
-    batch_tokens: Annotated[int, Ge(1)] = 8192
-    """Tokens of one optimizer step over all ranks: rows times context."""
+    batch_tokens: BatchTokens = AUTO
+    """Tokens of one optimizer step over all ranks: rows times context. auto: by the tokens of the run."""
     micro_rows: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Rows of one forward pass on one rank; the rest is accumulated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware has it, else fp32. Weights are always fp32."""
+    fp8: bool = False
+    """Multiply by block matrices in float8; bf16 elsewhere. For NVIDIA GPUs from Ada on, and wide models."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile for each block. auto: on CUDA."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"

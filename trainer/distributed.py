@@ -148,9 +148,12 @@ class Ranks:
             self._groups.append(mesh.get_group())
         # Inputs stay as they are: the residual stream is fp32, as it is under autocast without sharding.
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        sharded = [fully_shard(block, mesh=mesh, mp_policy=policy) for block in blocks]
+        root = fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        # Ask for the next block's weights before this one computes: a host that is busy launching kernels would come
+        # to it too late. In the backward pass FSDP does so by itself, since it knows the order by then.
+        for module, following in zip([root, *sharded], sharded, strict=False):
+            module.set_modules_to_forward_prefetch([following])
         return model
 
     def sync_if(self, model: nn.Module, last: bool) -> AbstractContextManager:

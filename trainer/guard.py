@@ -54,7 +54,7 @@ class Guard:
         losses: Sequence[float] = (),
     ) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sigma, self.limit = sigma, limit
+        self.device, self.sigma, self.limit = device, sigma, limit
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
         self.losses = torch.tensor([*[float("nan")] * (WINDOW - len(losses)), *losses], dtype=dtype, device=device)
@@ -98,7 +98,7 @@ class Guard:
 
     def exhausted(self) -> bool:
         """Whether `limit` steps in a row were skipped; on a GPU some steps ago, so that nothing waits for it."""
-        if self.in_a_row.device.type != "cuda":
+        if self.device.type != "cuda":
             return self.streak() >= self.limit
         event = torch.cuda.Event()
         self._looks.append((self.in_a_row.to("cpu", non_blocking=True), event))

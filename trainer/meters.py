@@ -46,7 +46,7 @@ def listed_peak(name: str) -> float | None:
     return None
 
 
-def measured_peak(device: "torch.device | str", dtype: "torch.dtype", size: int = 1024, seconds: float = 0.3) -> float:
+def measured_peak(device: "torch.device | str", dtype: "torch.dtype", size: int = 1024, seconds: float = 0.1) -> float:
     """FLOP/s of the fastest of several (size, size) matrix products on `device` in `dtype`, run for `seconds`."""
     import torch
 

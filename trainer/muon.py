@@ -1,10 +1,10 @@
 """Muon: momentum whose update is orthogonalized, for weight matrices.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the rate scaled by sqrt(max(1, rows / columns)).
-The same update as `torch.optim.Muon`, with two differences: matrices of one shape go through the iteration together,
-and its precision is a choice. In bf16 a rounding error of the gradient, such as another order of summation makes,
-becomes one of 1e-3 in the update, so a run whose products are fp32 orthogonalizes in fp32. Of sharded matrices each
-rank orthogonalizes a share, whole.
+The same update as `torch.optim.Muon`, with these differences: matrices of one shape go through the iteration together,
+its precision is a choice, and so is a decay that is cautious. In bf16 a rounding error of the gradient, such as another
+order of summation makes, becomes one of 1e-3 in the update, so a run whose products are fp32 orthogonalizes in fp32. Of
+sharded matrices each rank orthogonalizes a share, whole.
 
 n matrices of R rows and C columns.
 """
@@ -16,38 +16,65 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adamw import Optimizer
 from .distributed import on_whole_matrices, own_part
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: chosen for speed, so singular values end between 0.7 and 1.2 and not at 1."""
+STEPS = 5
+"""Of the iteration."""
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """UV^T, roughly, of each of (n, R, C) matrices USV^T, by Newton-Schulz iteration in their dtype."""
+def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
+    """UV^T, roughly, of each of (n, R, C) matrices USV^T, by Newton-Schulz iteration in their dtype.
+
+    X goes to (a + b G + c G^2) X with G = X X^T, or for a tall X to X (a + b G + c G^2) with G = X^T X, which is the
+    smaller of the two: transposing a matrix on a CPU takes as long as a product.
+    """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)  # largest singular value at most 1, where it converges
+    size = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    x = matrices / size.clamp_min(1e-7)  # largest singular value at most 1, where it converges
     for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        gram = x.mT @ x if tall else x @ x.mT
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, factor, beta=a) if tall else torch.baddbmm(x, factor, x, beta=a)
+    return x
 
 
-class Muon(torch.optim.Optimizer):
+def shape_factor(rows: int, columns: int) -> float:
+    """What an orthogonalized update is multiplied by, so that one rate suits matrices of every shape.
+
+    With it the best rate hardly moves from 64 to 256 wide (docs/recipe.md); with sqrt(max(rows, columns))
+    (arXiv:2502.16982), which keeps the size of an element of the update, it would have to be halved.
+    """
+    return max(1.0, rows / columns) ** 0.5
+
+
+def iteration_flops(rows: int, columns: int, steps: int = STEPS) -> int:
+    """Floating-point operations of `orthogonalize` for one matrix: two products with it, one of its gram matrix."""
+    short, long = sorted((rows, columns))
+    return steps * (4 * short * short * long + 2 * short**3)
+
+
+class Muon(Optimizer):
     """Nesterov momentum, orthogonalized in `dtype`, with decoupled weight decay. Every parameter is a matrix.
 
-    `finite`, a boolean scalar on the device, turns the next step into none at all where it is false; None steps.
+    With `cautious` only those weights decay that the update makes smaller anyway (arXiv:2510.12402): decay then never
+    works against the gradient.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype, steps: int = 5):
-        super().__init__(params, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
-        self.dtype, self.iterations = dtype, steps
-        self.finite: Tensor | None = None
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype, *, cautious: bool = False
+    ):
+        super().__init__({"momentum": momentum, "weight_decay": 0.0} | group for group in groups)
+        self.dtype, self.cautious = dtype, cautious
+
+    def allocate(self, parameter: nn.Parameter) -> None:
+        self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+    def step(self) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
@@ -59,23 +86,20 @@ class Muon(torch.optim.Optimizer):
     def _step_together(self, parameters: list[nn.Parameter], lr: float, momentum: float, decay: float) -> None:
         """Step matrices of one shape."""
         for p in parameters:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [own_part(self.state[p]["momentum_buffer"]) for p in parameters]
+            if p not in self.state:
+                self.allocate(p)
+        means = [own_part(self.state[p]["momentum_buffer"]) for p in parameters]
         weights = [own_part(p) for p in parameters]
-        gradients = torch.stack([own_part(p.grad) for p in parameters if p.grad is not None])
-        mean = torch.stack(buffers)
-        new_mean = mean.lerp(gradients, 1 - momentum)
-        direction = gradients.lerp(new_mean, momentum).to(self.dtype)
-        update = on_whole_matrices(self._orthogonalize, direction, like=parameters[0]).to(mean.dtype)
-        R, C = parameters[0].shape
-        update.mul_(-lr * max(1.0, R / C) ** 0.5)
+        gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
+        if self.finite is not None:  # a mean that moves toward itself stays; NaN times zero would be NaN
+            gradients = list(torch.where(self.finite, torch.stack(gradients), torch.stack(means)))
+            lr = lr * self.finite  # type: ignore[assignment]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        direction = torch.stack(torch._foreach_lerp(gradients, means, momentum)).to(self.dtype)
+        update = on_whole_matrices(orthogonalize, direction, like=parameters[0]).to(weights[0].dtype)
+        update.mul_(shape_factor(*parameters[0].shape))
         if decay:
-            update.add_(torch.stack(weights), alpha=-lr * decay)
-        if self.finite is not None:  # NaN times zero is NaN: choose instead
-            new_mean, update = torch.where(self.finite, new_mean, mean), torch.where(self.finite, update, 0.0)
-        torch._foreach_copy_(buffers, list(new_mean))
-        torch._foreach_add_(weights, list(update))
-
-    def _orthogonalize(self, matrices: Tensor) -> Tensor:
-        return orthogonalize(matrices, self.iterations)
+            before = torch.stack(weights)
+            falling = before * (update * before > 0) if self.cautious else before
+            update.add_(falling, alpha=decay)
+        torch._foreach_add_(weights, list(update.mul_(-lr)))

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .adamw import AdamW, Optimizer
 from .config import OptimConfig
-from .muon import Muon
+from .muon import Muon, iteration_flops
 
 _PREFIX = "optim."
 
@@ -44,16 +45,20 @@ class Optimizers:
 
         matrices = [g for g in groups if config.name == "muon" and g["role"] == "matrix"]
         others = [g for g in groups if not (config.name == "muon" and g["role"] == "matrix")]
-        fused = self.device.type in ("cpu", "cuda")
-        self.all: list[torch.optim.Optimizer] = []
+        self.all: list[Optimizer] = []
         if others:
             betas = (config.betas[0], config.betas[1])
-            self.all.append(torch.optim.AdamW(others, lr=0.0, betas=betas, eps=config.eps, fused=fused))
+            self.all.append(AdamW(others, betas, config.eps))
         if matrices:
-            self.all.append(Muon(matrices, config.momentum, muon_dtype))
+            self.all.append(Muon(matrices, config.momentum, muon_dtype, cautious=config.cautious))
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (p for optimizer in self.all for group in optimizer.param_groups for p in group["params"])
+
+    def muon_flops(self) -> int:
+        """Floating-point operations that Muon's iterations take in each step, over all matrices."""
+        muons = (optimizer for optimizer in self.all if isinstance(optimizer, Muon))
+        return sum(iteration_flops(*p.shape) for muon in muons for group in muon.param_groups for p in group["params"])
 
     def clip(self) -> Tensor:
         """Scale gradients down to the configured global norm; returns the norm before, a scalar on the device."""
@@ -69,6 +74,13 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
 
+    def set_momentum(self, momentum: float) -> None:
+        """Set Muon's, for the steps to come."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                if isinstance(optimizer, Muon):
+                    group["momentum"] = momentum
+
     def step(self, factor: float, finite: Tensor) -> None:
         """Update at `factor` times the peak rates, or change nothing at all where `finite`, a scalar, is false."""
         self.set_rates(factor)
@@ -81,25 +93,19 @@ class Optimizers:
     def _step_without_sync(self, finite: Tensor) -> None:
         """The same with the decision left on the device, so that the host need not wait for the gradients."""
         for optimizer in self.all:
-            if isinstance(optimizer, Muon):
-                optimizer.finite = finite
-            else:  # fused AdamW takes the flag as from a GradScaler
-                optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
+            optimizer.finite = finite
             optimizer.step()
 
     def zero_grad(self) -> None:
         for optimizer in self.all:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def allocate(self) -> None:
         """Make the state that the first step would begin with, for a reader to fill."""
         for optimizer in self.all:
-            for p in (p for group in optimizer.param_groups for p in group["params"]):
-                if isinstance(optimizer, Muon):
-                    optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-                else:
-                    moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-                    optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.allocate(parameter)
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor as `optim.<parameter>.<key>`: independent of order and grouping.

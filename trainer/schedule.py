@@ -4,9 +4,11 @@ import math
 import re
 from fractions import Fraction
 
-from .config import Length, ScheduleConfig
+from .config import Length, OptimConfig, ScheduleConfig
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMBG]?)(?:\s+tokens?)?")
+LOW_MOMENTUM = 0.85
+"""What a warm-up of the momentum begins with."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
@@ -62,3 +64,13 @@ def rate_factor(step: int, total: int, config: ScheduleConfig, batch_tokens: int
         case _:
             shape = left
     return rise * (config.final + (1 - config.final) * shape)
+
+
+def momentum_at(step: int, total: int, config: OptimConfig, batch_tokens: int) -> float:
+    """Muon's momentum in step `step` of `total`, counted from 0: it rises linearly to its value.
+
+    While weights still move fast an old gradient says little, so the mean is short at first.
+    """
+    length = steps_of(config.momentum_warmup, total, batch_tokens)
+    low = min(LOW_MOMENTUM, config.momentum)
+    return low + (config.momentum - low) * min(1.0, step / length) if length else config.momentum

@@ -1,11 +1,11 @@
 """What `python -m scripts.bench data` tells: tables and a picture, all from what bench_data.json holds."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .data_contest import OURS, RAW, RECIPE
+from .measuring import columns
 from .picture import Bar, rates
 
 AIM_RECIPE = 5.0
@@ -55,7 +55,7 @@ def _encoding(report: dict[str, Any]) -> list[str]:
         rows.append((name, f"{rate / 1e6:.2f}", f"{rate * count / corpus['bytes']:,.0f}", peak, f"{spread:.0%}"))
     repeats = report["settings"]["repeats"]
     what = f"{corpus['documents']:,} documents, {corpus['bytes'] / 1e6:.1f} MB, {count:,} tokens; medians of {repeats}"
-    return ["", what, *_columns(rows), *notes]
+    return ["", what, *columns(rows), *notes]
 
 
 def _aims(report: dict[str, Any]) -> list[str]:
@@ -71,7 +71,7 @@ def _aims(report: dict[str, Any]) -> list[str]:
     start = report["startup"]
     met = "met" if start["seconds"] <= AIM_STARTUP else "missed"
     what = f"start-up with {start['documents']:,} documents, s"
-    return _columns([*rows, (what, f"<= {AIM_STARTUP:g}", f"{start['seconds']:.2f}", met)])
+    return columns([*rows, (what, f"<= {AIM_STARTUP:g}", f"{start['seconds']:.2f}", met)])
 
 
 def _aim(what: str, wanted: float, value: float) -> tuple[str, str, str, str]:
@@ -83,7 +83,7 @@ def _packing(report: dict[str, Any]) -> list[str]:
     for mode, row in report["packing"]["modes"].items():
         rate = f"{row['pieces'] / row['seconds']:,.0f}"
         rows.append((mode, rate, f"{row['rows']:,}", f"{row['padding']:.3%}", f"{row['lost']:.2%}"))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _rest(report: dict[str, Any]) -> list[str]:
@@ -98,18 +98,11 @@ def _rest(report: dict[str, Any]) -> list[str]:
         f"preparing {many['documents']:,} short documents, as bytes: {many['seconds']:.1f} s, {_peak(many)}",
         f"opening them again: {start['opened']:.2f} s, first batch after {start['seconds']:.2f} s, {_peak(start)}",
     ]
-    return [*_columns(rows), "", *lines]
+    return [*columns(rows), "", *lines]
 
 
 def _peak(answer: dict[str, Any]) -> str:
     return f"peak {answer['peak'] / 2**20:,.0f} MiB" if answer["peak"] else "peak unknown"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """First column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    pairs = [list(zip(row, widths, strict=True)) for row in rows]
-    return ["  ".join([f"{a:<{w}}", *(f"{c:>{v}}" for c, v in rest)]).rstrip() for (a, w), *rest in pairs]
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Bars, for the pictures of benchmarks. The same numbers give the same bytes (with one matplotlib version)."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,33 +108,137 @@ class Bar(NamedTuple):
 
 def rates(found: Sequence[Bar], path: Path, title: str, subtitle: str) -> None:
     """Write a PNG of horizontal bars, one below the other, each with its name and number."""
+    rate_panels({"": found}, path, title, subtitle)
+
+
+def rate_panels(panels: Mapping[str, Sequence[Bar]], path: Path, title: str, subtitle: str) -> None:
+    """The same, several by their titles, each in a scale of its own."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width, height = 7.5, 1.05 + 0.33 * len(found)
+    counts, gap = [max(len(found), 1) for found in panels.values()], 0.45
+    width, height = 7.5, 1.05 + 0.33 * sum(counts) + gap * (len(counts) - 1)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        column = figure.subplots(len(counts), 1, squeeze=False, height_ratios=counts)[:, 0]
+        mean = 0.33 * sum(counts) / len(counts)
+        figure.subplots_adjust(left=0.32, right=0.96, top=1 - (0.75 if "" in panels else 0.95) / height,
+                               bottom=0.1 / height, hspace=gap / mean)  # fmt: skip
+        figure.text(0.02, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.02, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
+        for axes, (name, found) in zip(column, panels.items(), strict=True):
+            if name:
+                axes.set_title(name, loc="left", fontsize=9.5, color=INK, pad=4)
+            _rate_bars(axes, found)
+        canvas.print_png(str(path), metadata={"Software": None})
+
+
+def _rate_bars(axes: "Axes", found: Sequence[Bar]) -> None:
+    places = range(len(found))
+    axes.barh(places, [bar.length for bar in found], 0.62, color=[_COLORS[0] if bar.ours else GRID for bar in found])
+    for place, bar in zip(places, found, strict=True):
+        text = f"{bar.length:.1f}" if bar.length < 100 else f"{bar.length:,.0f}"
+        axes.annotate(text, (bar.length, place), (4, 0), textcoords="offset points", va="center",
+                      fontsize=8.5, color=INK)  # fmt: skip
+    axes.set_yticks(places, [bar.label for bar in found], color=INK, fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max((bar.length for bar in found), default=1.0))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.spines["left"].set_color("#BFBFBF")
+
+
+class Curve(NamedTuple):
+    """A panel of lines over a logarithmic x: points (x, y) of each name."""
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def curves(rows: Sequence[Sequence[Curve]], path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of panels in rows; every y begins at 0."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wide = max(len(row) for row in rows)
+    width, height = max(7.5, 2.6 * wide), 1.0 + 2.3 * len(rows)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), wide, squeeze=False)
+        left = 0.55 / width
+        figure.subplots_adjust(left=left, right=1 - 0.2 / width, top=1 - 1.0 / height, bottom=0.35 / height,
+                               hspace=0.5, wspace=0.3)  # fmt: skip
+        figure.text(left, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(left, 1 - 0.53 / height, subtitle, fontsize=8.5, color=FAINT)
+        for row, line in zip(rows, grid, strict=True):
+            for panel, axes in zip(row, line, strict=False):
+                _draw_curve(axes, panel)
+            for axes in line[len(row) :]:
+                axes.set_visible(False)
+        canvas.print_png(str(path), metadata={"Software": None})
+
+
+def _draw_curve(axes: "Axes", panel: Curve) -> None:
+    tidy(axes, panel.title)
+    places = sorted({x for points in panel.lines.values() for x, _ in points})
+    for color, (name, points) in zip(_COLORS[:1] + _COLORS[2:], panel.lines.items(), strict=False):
+        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3.5, linewidth=1.4, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{x:,.0f}" for x in places])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.1 * max((y for points in panel.lines.values() for _, y in points), default=1.0))
+    if len(panel.lines) > 1:
+        axes.legend(frameon=False, fontsize=7.5, borderpad=0.1)
+
+
+class Dots(NamedTuple):
+    """A row of measurements of one thing; `ours` is what the others are compared with."""
+
+    label: str
+    values: Sequence[float]
+    ours: bool = False
+
+
+def dots(rows: Sequence[Dots], path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of rows: each value a point, their mean with a bar of one standard deviation to either side."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height = 7.5, 1.15 + 0.26 * len(rows)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.32, right=0.96, top=1 - 0.75 / height, bottom=0.1 / height)
-        figure.text(0.02, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
-        figure.text(0.02, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
-        places = range(len(found))
-        axes.barh(
-            places, [bar.length for bar in found], 0.62, color=[_COLORS[0] if bar.ours else GRID for bar in found]
-        )
-        for place, bar in zip(places, found, strict=True):
-            axes.annotate(f"{bar.length:.1f}", (bar.length, place), (4, 0), textcoords="offset points", va="center",
-                          fontsize=8.5, color=INK)  # fmt: skip
-        axes.set_yticks(places, [bar.label for bar in found], color=INK, fontsize=8.5)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.1 * max((bar.length for bar in found), default=1.0))
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        for side in ("top", "right", "bottom"):
+        figure.subplots_adjust(left=0.27, right=0.97, top=1 - 0.72 / height, bottom=0.35 / height)
+        figure.text(0.02, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=INK)
+        figure.text(0.02, 1 - 0.53 / height, subtitle, fontsize=8.5, color=FAINT)
+        for place, row in enumerate(rows):
+            mean, color = statistics.fmean(row.values), _COLORS[0] if row.ours else FAINT
+            spread = statistics.stdev(row.values) if len(row.values) > 1 else 0.0
+            axes.plot(row.values, [place] * len(row.values), ".", color=color, alpha=0.45, markersize=4)
+            axes.errorbar(mean, place, xerr=spread, fmt="o", color=color, markersize=5, elinewidth=1.4, capsize=2.5)
+            if row.ours:
+                axes.axvline(mean, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK, fontsize=8.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(colors=FAINT, labelsize=8, length=0)
+        axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
+        for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.spines["left"].set_color("#BFBFBF")
+        axes.spines["bottom"].set_color("#BFBFBF")
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
         canvas.print_png(str(path), metadata={"Software": None})

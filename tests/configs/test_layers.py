@@ -197,5 +197,5 @@ def test_values_of_overrides_are_yaml(tmp_path: Path) -> None:
     ]
     config = load(path, given)
     assert config.track.tags == ("a", "b c") and config.track.group == "a=b" and config.track.wandb == "off"
-    assert config.optim.rates.matrix == 3e-4 and config.optim.rates.embed == 0.1 and config.run.name == "7"
+    assert config.optim.rates.matrix == 3e-4 and config.optim.rates.vector == 0.01 and config.run.name == "7"
     assert load(path, ["model.kv_heads=2", "model.kv_heads="]).model.kv_heads is None

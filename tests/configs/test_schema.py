@@ -39,7 +39,8 @@ def test_help_is_complete_and_fits() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    (tmp_path / "a.yaml").write_text(BASE + "loss: {base: smooth, add: [z]}\n")
+    rates = "optim: {rates: {embed: 0.1, head: 0.004}}\n"
+    (tmp_path / "a.yaml").write_text(BASE + "loss: {base: smooth, add: [z]}\n" + rates)
     return tmp_path / "a.yaml"
 
 

@@ -117,8 +117,24 @@ def test_masked_rows_cost_no_product():
 
 def test_chunks_suit_the_caches():
     sizes = [chunk_rows(v, torch.device("cpu")) for v in (64, 257, 4096, 10_000, 50_304, 10**7)]
-    assert sizes == [4096, 4096, 2048, 1024, 512, 512]
+    assert sizes == [4096, 4096, 2048, 1024, 256, 256]
     assert chunk_rows(50_304, torch.device("cuda")) == 1024
+
+
+@pytest.mark.parametrize("upstream", [1.0, 3.0])
+def test_a_tied_weight_walked_twice_has_twice_the_gradient(upstream):
+    """A gradient that is passed on as it is must not be what the embedding's is added to."""
+    torch.manual_seed(0)
+    ids, targets = torch.randint(0, 11, (2, 50))
+    found = {}
+    for fused in ("on", "off"):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 44).sin().reshape(11, 4))
+        out = objective({"base": "ce"}, fused=fused)(F.embedding(ids, weight), weight, targets)
+        for walk in (1, 2):
+            (out.loss * upstream).backward(retain_graph=True)
+            found[fused, walk] = weight.grad.clone()
+    for walk in (1, 2):
+        torch.testing.assert_close(found["on", walk], walk * found["off", 1], atol=1e-6, rtol=1e-5)
 
 
 @BOTH

@@ -70,12 +70,19 @@ def test_a_model_made_by_transformers_comes_in(preset: str) -> None:
     assert (foreign(tokens).logits - ours(tokens)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("preset", "tie", "kv_heads"), SHAPES)
+def test_same_greedy_text(make: Make, tmp_path: Path, preset: str, tie: bool, kv_heads: int | None) -> None:
+    ours = make(preset=preset, tie=tie, kv_heads=kv_heads)
+    foreign = open_in_transformers(*to_huggingface(ours), tmp_path)
+    for prompts in ([[1, 2, 3]], [[4, 5, 6], [7, 8, 9]]):
+        theirs = foreign.generate(torch.tensor(prompts), max_new_tokens=21, do_sample=False, pad_token_id=0)
+        assert theirs[:, 3:].tolist() == generate(ours, prompts, max_new_tokens=21, temperature=0)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_same_text_greedy_and_by_beams(make: Make, tmp_path: Path, preset: str) -> None:
+def test_same_text_by_beams(make: Make, tmp_path: Path, preset: str) -> None:
     ours = make(preset=preset)
     foreign = open_in_transformers(*to_huggingface(ours), tmp_path)
-    theirs = foreign.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=16, do_sample=False, pad_token_id=0)
-    assert theirs[0, 3:].tolist() == generate(ours, [[1, 2, 3]], max_new_tokens=16, temperature=0)[0]
     theirs = foreign.generate(
         torch.tensor([[1, 2, 3]]), max_new_tokens=16, num_beams=4, do_sample=False, pad_token_id=0
     )

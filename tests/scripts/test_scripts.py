@@ -1,6 +1,7 @@
 """The verbs, in-process: what they print, what they write, how they fail."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,11 @@ def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, caps
         assert generate.main([str(run), "--prompt", "import é", "--max-new-tokens", "40", "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import é")
+    for weights in ("bf16", "int8"):
+        assert generate.main([str(run), "--weights", weights, "--max-new-tokens", "40"]) == 0
+        assert re.fullmatch(r"\d+ tokens in \d+\.\d s: [\d,]+ tokens/s\n", capsys.readouterr().err)
+    assert generate.main([str(run), "--weights", "int8", "--beams", "2"]) == 2
+    assert capsys.readouterr().err == "--weights int8 does not go with --beams\n"
     searched = []
     for beams, seed in (("2", "1"), ("2", "9"), ("0", "1")):
         code = generate.main([str(run), "--beams", beams, "--max-new-tokens", "6", "--seed", seed])

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from model import ModelConfig, Transformer, load_model, save_shape
-from trainer.config import OptimConfig
+from trainer.config import OptimConfig, Rates
 from trainer.distributed import Place, Ranks
 from trainer.optim import Optimizers
 from trainer.payload import read, snapshot
@@ -88,7 +88,9 @@ def build(ranks: Ranks, parallel: str | None, name: str, seed: int) -> tuple[Tra
     torch.manual_seed(seed)
     model = Transformer(ModelConfig(context=8, dim=16, layers=2, heads=2, tie=name == "adamw"), 13)
     module = ranks.wrap(model, model.blocks, parallel)  # type: ignore[arg-type]
-    return model, module, Optimizers(dict(model.named_parameters()), model.roles(), OptimConfig(name=name))  # type: ignore[arg-type]
+    rates = Rates(matrix=0.02, embed=0.1, head=0.004, vector=0.01)
+    config = OptimConfig(name=name, rates=rates, betas=(0.8, 0.95))  # type: ignore[arg-type]
+    return model, module, Optimizers(dict(model.named_parameters()), model.roles(), config)
 
 
 def train(model: Transformer, module: torch.nn.Module, optimizers: Optimizers, steps: Iterable[int]) -> None:

@@ -1,8 +1,10 @@
 """What several processes check of training together, run by torchrun from test_ranks.py: one start for everything."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -195,6 +197,23 @@ def recomputed_is_the_same(ranks: Ranks) -> None:
             assert torch.equal(weight, found[1].weights[name]), (parallel, name)
 
 
+def compiled_blocks_agree(ranks: Ranks) -> None:
+    """Blocks that recompute, then are compiled, then sharded: the same as on one process that does neither."""
+    if ranks.world_size > 2:  # it takes seconds, and says the same
+        return
+    from torch._dynamo.utils import counters
+
+    alone = learner_of(configured(), ALONE)
+    config = configured("train.activation_checkpointing=true", "train.compile=true")
+    with mock.patch.object(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager")):
+        shared = learner_of(config, ranks, "fsdp")
+    assert shared.compiled and shared.model.recompute and not alone.compiled
+    found = [(backward(learner, 50), score(learner), gradients(learner)) for learner in (shared, alone)]
+    close(found[0], found[1], "compiled", 1e-5)
+    graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
+    assert graphs == 2 and not breaks, (graphs, breaks)  # to learn and to score, for all blocks
+
+
 def gradients_travel_once(ranks: Ranks) -> None:
     for parallel in ("ddp", "fsdp"):
         learner = learner_of(configured(), ranks, parallel)
@@ -321,6 +340,7 @@ CHECKS = (
     gradients_travel_once,
     courses_agree,
     recomputed_is_the_same,
+    compiled_blocks_agree,
     one_rank_poisons,
     filled_in_place,
     samples_agree,

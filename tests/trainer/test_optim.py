@@ -25,10 +25,12 @@ class Small(nn.Module):
 
 
 ROLES = {"embed.weight": "embed", "linear.weight": "matrix", "norm.weight": "vector", "head.weight": "head"}
+RATES = Rates(matrix=0.02, embed=0.1, head=0.004, vector=0.01)
 both = pytest.mark.parametrize("name", ["adamw", "muon"])
 
 
 def build(model, **config):
+    config = {"rates": RATES, "betas": (0.8, 0.95)} | config
     return Optimizers(dict(model.named_parameters()), ROLES, OptimConfig(**config))
 
 

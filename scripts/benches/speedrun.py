@@ -1,0 +1,193 @@
+"""Time to a stated validation loss, beside nanoGPT: `python -m scripts.bench speedrun`.
+
+The wall time of whole processes, from start to exit. Ours: `train.py configs/speedrun.yaml`, each round with another
+seed, on a prepared corpus and from the bare text. Against it nanoGPT's README recipe for a CPU as written, on data that
+was prepared before; the same under bf16; and, with `--sweep`, under bf16 with the rate that needs the fewest
+iterations. Their loss is then measured over the whole validation text in a process that is not timed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import entry, load
+
+from . import measuring
+from .measuring import ROOT, Notebook, Parser, positive
+from .speedrun_nanogpt import README, command, copied
+
+RECIPE = "configs/speedrun.yaml"
+SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TARGET = 1.903
+"""Nats per character over the whole validation split: what nanoGPT's README recipe ends with."""
+SEED = 1337
+WALL, SWEEP = "wall", "sweep"
+PREPARED, FIRST = "ours, corpus prepared", "ours, first start"
+AS_WRITTEN, BF16, TUNED = "nanoGPT, README", "nanoGPT, README, bf16", "nanoGPT, bf16, best rate"
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+ITERATIONS = (500, 750, 1000, 1500, 2000)
+QUICK_OURS = ("train.steps=4", "eval.every=4", "save.every=4", "schedule.warmup=1")
+QUICK_THEIRS = {"max_iters": 4, "lr_decay_iters": 4, "eval_interval": 4, "eval_iters": 1}
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m scripts.bench speedrun",
+        description=f"Wall time of whole processes to a validation nll of {TARGET}, beside nanoGPT.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only copied")
+    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter that runs it")
+    parser.add_argument("--sweep", action="store_true", help="look for nanoGPT's best rate first; up to 10 minutes")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
+    parser.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
+                        help="where bench_speedrun.json and bench_speedrun.png go")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a few steps of each, once; says nothing about the loss")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(repeats=1)
+    return parser.parse_args(argv)
+
+
+@entry
+def main(argv: Sequence[str]) -> None:
+    args, text = arguments(argv), corpus()
+    from .speedrun_report import draw, tables
+
+    left_out = {} if args.nanogpt else {
+        "nanoGPT": "left out  nanoGPT: git clone https://github.com/karpathy/nanoGPT, and --nanogpt DIR"
+    }  # fmt: skip
+    facts = measuring.surroundings("cpu") | {"left_out": left_out}
+    settings = {"repeats": args.repeats, "quick": args.quick}
+    book = Notebook(
+        args.out / "bench_speedrun.json", measuring.spoken("speedrun", argv), settings, resume=args.resume, **facts
+    )  # fmt: skip
+    print(facts["told"], *left_out.values(), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
+        runners = our_runners(Path(folder), args)
+        if args.nanogpt:
+            runners |= their_runners(Path(folder), text, args, book)
+        names = [name for name in runners if not args.only or any(word in name for word in args.only)]
+        if not names:
+            raise ValueError(f"--only: there are {', '.join(runners)}")
+        for turn, name in measuring.rounds(names, args.repeats):
+            if book.wants(WALL, name, turn):
+                book.add(WALL, name, runners[name](turn))
+                tell(f"[{turn + 1}/{args.repeats}] {name}", book.of(WALL, name)[-1])
+    print(*tables(book.report), f"files   {args.out}/bench_speedrun.json and .png", sep="\n")
+    draw(book.report, args.out / "bench_speedrun.png")
+
+
+def tell(what: str, answer: dict[str, Any]) -> None:
+    told = answer.get("failed") or f"{answer['seconds']:.2f} s, nll {answer['nll']:.4f}"
+    print(f"{what}: {told}", file=sys.stderr, flush=True)
+
+
+def corpus() -> Path:
+    """The recipe's text. Raises ValueError, saying where to get it, when it is not there."""
+    source = next(iter(load(str(ROOT / RECIPE)).data.sources.values()))
+    path = ROOT / (source.files or ("",))[0]
+    if not path.is_file():
+        raise ValueError(f"{path.relative_to(ROOT)} is missing: curl -o {path.relative_to(ROOT)} {SOURCE}")
+    return path
+
+
+def timed(words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Seconds of a process from start to exit, or why it `failed`."""
+    start = time.perf_counter()
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds} if not done.returncode else {
+        "failed": measuring.last_words(done.returncode, done.stderr)
+    }  # fmt: skip
+
+
+def our_runners(folder: Path, args: argparse.Namespace) -> dict[str, Callable[[int], dict[str, Any]]]:
+    """Our entrants: what takes the number of a round and answers."""
+    prepared, quick = folder / "corpora", QUICK_OURS if args.quick else ()
+
+    def run(name: str, turn: int, corpora: Path) -> dict[str, Any]:
+        words = [sys.executable, "train.py", RECIPE, f"run.name={name}-{turn}", f"run.dir={folder / 'runs'}",
+                 f"run.seed={SEED + turn}", f"data.dir={corpora}", *quick, "--restart"]  # fmt: skip
+        return timed(words, ROOT) | {"seed": SEED + turn} | final(folder / "runs" / f"{name}-{turn}")
+
+    def start(turn: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=folder) as empty:
+            return run("first", turn, Path(empty))
+
+    def go(turn: int) -> dict[str, Any]:
+        words = [sys.executable, "-m", "scripts.prepare", RECIPE, f"data.dir={prepared}"]
+        if not prepared.is_dir() and "failed" in (answer := timed(words, ROOT)):
+            return answer
+        return run("prepared", turn, prepared)
+
+    return {PREPARED: go, FIRST: start}
+
+
+def final(run: Path) -> dict[str, Any]:
+    """What a run of ours ended with; the last evaluation is over the whole validation split."""
+    try:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except OSError:
+        return {}
+    nlls, last = [row["val/nll"] for row in rows if "val/nll" in row], rows[-1] if rows else {}
+    return ({"nll": nlls[-1]} if nlls else {}) | {"steps": last.get("step"), "training": last.get("time/elapsed")}
+
+
+def their_runners(
+    folder: Path, text: Path, args: argparse.Namespace, book: Notebook
+) -> dict[str, Callable[[int], dict[str, Any]]]:
+    """nanoGPT's entrants, in copies of its checkout."""
+    plain = copied(args.nanogpt, folder / "nanogpt", text, autocast=False)
+    mixed = copied(args.nanogpt, folder / "nanogpt-bf16", text, autocast=True)
+    few = QUICK_THEIRS if args.quick else {}
+
+    def run(place: Path, **changes: Any) -> dict[str, Any]:
+        words = command(args.python, **changes | few)
+        answer = timed(words, place) | {"steps": (README | changes | few)["max_iters"]}
+        return answer if "failed" in answer else answer | measuring.ask(
+            "scripts.benches.speedrun_nanogpt", str(place), python=args.python
+        )  # fmt: skip
+
+    def tuned(iterations: int, rate: float) -> dict[str, Any]:
+        return run(
+            mixed, dtype="bfloat16", max_iters=iterations, lr_decay_iters=iterations, learning_rate=rate,
+            min_lr=rate / 10,
+        )  # fmt: skip
+
+    found = {AS_WRITTEN: lambda _: run(plain), BF16: lambda _: run(mixed, dtype="bfloat16")}
+    if args.sweep:
+        sweep(tuned, book, ITERATIONS[:1] if args.quick else ITERATIONS)
+    if (best := chosen(book.report)) is not None:
+        found[TUNED] = lambda _: tuned(*best) | {"rate": best[1]}
+    return found
+
+
+def sweep(tuned: Callable[[int, float], dict[str, Any]], book: Notebook, iterations: Sequence[int]) -> None:
+    """Every rate at ever more iterations, until one reaches the target."""
+    for count in iterations:
+        for rate in RATES:
+            name = f"{count} x {rate:g}"
+            if book.wants(SWEEP, name, 0):
+                book.add(SWEEP, name, tuned(count, rate) | {"iterations": count, "rate": rate})
+                tell(f"sweep, {name}", book.of(SWEEP, name)[-1])
+        if chosen(book.report) is not None:
+            return
+
+
+def chosen(report: dict[str, Any]) -> tuple[int, float] | None:
+    """(iterations, rate) of the sweep: the fewest that reach the target, and the rate that does it best."""
+    tried = [answer for answers in report["answers"].get(SWEEP, {}).values() for answer in answers if "nll" in answer]
+    good = [(a["iterations"], a["nll"], a["rate"]) for a in tried if a["nll"] <= TARGET or report["settings"]["quick"]]
+    return (min(good)[0], min(good)[2]) if good else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""What `python -m scripts.bench train` tells: tables, aims and a picture, all from what bench_train.json holds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .measuring import Aim, aim_rows, columns, failures, medians, spread
+from .picture import Bar, rate_panels
+
+PEAK, OURS = "GEMM", "ours bf16"
+MIB = 1 << 20
+SPEED = {"nanoGPT fp32": 2.5, "nanoGPT bf16": 1.3}
+"""What this project aims at for `ours bf16`, in times of another entrant."""
+SPEED_OF_BEST = {"Trainer": 1.5, "litgpt": 1.5}
+"""The same, in times of the best of a tool's entrants."""
+SHARE = 0.55
+"""The same, as a share of the measured bf16 peak."""
+MEMORY = {50304: 0.6}
+"""Memory of a step as a share of nanoGPT's at the same precision; 1 for other vocabularies."""
+NOTES = """\
+tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median of the rounds. Trainer's by a callback
+          at the end of its steps, everybody's without the first two
+peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 1024 x 1024 product in that precision, of
+          all rounds
+step      memory at most, above what the process had before the model was made; process: of all of it
+bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too;
+          nanoGPT's train.py has no autocast on a CPU: its bf16 is its step with autocast put in"""
+
+
+def shapes(report: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """(key, rows, vocabulary) of each."""
+    return [(key, int(key.partition("x")[0]), int(key.partition("x")[2])) for key in report["settings"]["shapes"]]
+
+
+def speeds(report: dict[str, Any], shape: str) -> dict[str, float]:
+    """Median tokens per second of each entrant that trained: one whose loss is not that of random tokens did not."""
+    answers, vocab = report["answers"].get(shape, {}), int(shape.partition("x")[2])
+    return {
+        name: rate
+        for name, rate in medians(answers, "tokens_per_s").items()
+        if all(abs(answer["loss"] / math.log(vocab) - 1) < 0.2 for answer in answers[name])
+    }
+
+
+def share(report: dict[str, Any], shape: str, name: str) -> float | None:
+    """Model FLOP/s of an entrant as a share of the measured peak of its precision."""
+    answers, found = report["answers"][shape], products(report)
+    gpt2 = next((answer["flops"] for answer in answers.get(PEAK, []) if "flops" in answer), None)
+    if not found or name not in speeds(report, shape) or gpt2 is None:
+        return None
+    told = answers[name][0]
+    best = max(answer["fp32" if told["precision"] == "fp32" else "bf16"] for answer in found)
+    return speeds(report, shape)[name] * told.get("flops", gpt2) / best
+
+
+def table(report: dict[str, Any], shape: str) -> list[tuple[str, ...]]:
+    """A row for each entrant, the fastest first."""
+    answers, found = report["answers"].get(shape, {}), speeds(report, shape)
+    above, whole = medians(answers, "above"), medians(answers, "whole")
+    base = found.get(OURS)
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "spread", "ours bf16 is", "of peak", "step MiB", "process MiB")]
+    for name, rate in sorted(found.items(), key=lambda item: -item[1]):
+        part = share(report, shape, name)
+        rows.append((
+            name, f"{rate:,.0f}", f"{spread([answer['tokens_per_s'] for answer in answers[name]]):.0%}",
+            f"{base / rate:.2f}x" if base else "-", "-" if part is None else f"{part:.0%}",
+            f"{above[name] / MIB:,.0f}", f"{whole[name] / MIB:,.0f}",
+        ))  # fmt: skip
+    return rows
+
+
+def aims(report: dict[str, Any]) -> list[Aim]:
+    """What was aimed at, and what was found, for every shape."""
+    made = []
+    for shape, rows, vocab in shapes(report):
+        found, at = speeds(report, shape), f"batch {rows}, vocabulary {vocab:,}"
+        above = medians(report["answers"].get(shape, {}), "above")
+        if OURS not in found:
+            continue
+        for name, wanted in SPEED.items():
+            if name in found:
+                made.append(Aim(f"{at}: tokens/s / {name}", wanted, found[OURS] / found[name]))
+        for who, wanted in SPEED_OF_BEST.items():
+            best = max((name for name in found if name.startswith(who)), key=found.__getitem__, default=None)
+            if best:
+                made.append(Aim(f"{at}: tokens/s / {best}, its best", wanted, found[OURS] / found[best]))
+        if (part := share(report, shape, OURS)) is not None:
+            made.append(Aim(f"{at}: share of the bf16 GEMM peak", SHARE, part))
+        for precision in ("bf16", "fp32"):
+            ours, theirs = above.get(f"ours {precision}"), above.get(f"nanoGPT {precision}")
+            if ours and theirs:
+                limit = MEMORY.get(vocab, 1.0)
+                made.append(Aim(f"{at}: memory of a step / nanoGPT {precision}", limit, ours / theirs, at_most=True))
+    return made
+
+
+def products(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of matrix products, in all rounds."""
+    return [answer for each in report["answers"].values() for answer in each.get(PEAK, []) if "failed" not in answer]
+
+
+def peaks(report: dict[str, Any]) -> str:
+    """The measured peaks, in words."""
+    answers, told = products(report), []
+    for key in ("fp32", "bf16") if answers else ():
+        rates = [answer[key] / 1e9 for answer in answers]
+        told.append(f"{key} {min(rates):,.0f} to {max(rates):,.0f} GFLOP/s")
+    return ", ".join(told)
+
+
+def heading(report: dict[str, Any], rows: int, vocab: int) -> str:
+    size = report["settings"]
+    model = f"{size['layers']} layers, {size['dim']} wide, {size['heads']} heads, context {size['context']}"
+    return f"{model}, batch {rows}, vocabulary {vocab:,}"
+
+
+def wrong(report: dict[str, Any]) -> list[str]:
+    """A line for each entrant whose loss tells that it did something else."""
+    return [
+        f"wrong   {name} ({shape}): a loss of {answers[0]['loss']:.3f}, not about ln {shape.partition('x')[2]}"
+        for shape, each in report["answers"].items()
+        for name, answers in each.items()
+        if name not in speeds(report, shape) and answers and all("loss" in answer for answer in answers)
+    ]
+
+
+def tables(report: dict[str, Any]) -> list[str]:
+    """Lines of all that was measured."""
+    lines = []
+    for shape, rows, vocab in shapes(report):
+        lines += ["", heading(report, rows, vocab), *columns(table(report, shape))]
+    told = peaks(report)
+    return [*lines, "", *columns(aim_rows(aims(report))), "", NOTES, *([f"GEMM      {told}"] if told else []),
+            *failures(report), *wrong(report)]  # fmt: skip
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """The picture: a bar for each entrant, the fastest first."""
+    panels: dict[str, Sequence[Bar]] = {}
+    for shape, rows, vocab in shapes(report):
+        found = sorted(speeds(report, shape).items(), key=lambda item: -item[1])
+        if found:
+            panels[f"batch {rows}, vocabulary {vocab:,}"] = [Bar(n, rate, n.startswith("ours")) for n, rate in found]
+    size = report["settings"]
+    model = f"{size['layers']} layers, {size['dim']} wide, context {size['context']}"
+    if panels:
+        rate_panels(panels, path, f"Training, tokens a second: {model}", report["told"].rpartition("; ")[0])
