@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,10 @@ def adapted(command: str, bench: Bench) -> str:
     return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
 
 
-def runnable() -> Iterator[ParameterSet]:
+def runnable() -> list[ParameterSet]:
     """What a test can run; benchmarks, whose parts have tests of their own, among the long ones."""
-    for command in COMMANDS:
-        if not command.startswith((*NOT_RUN, *ELSEWHERE)):
-            yield pytest.param(command, marks=[pytest.mark.soak] if "scripts.bench" in command else [])
+    wanted = [command for command in COMMANDS if not command.startswith((*NOT_RUN, *ELSEWHERE))]
+    return [pytest.param(c, marks=[pytest.mark.soak] if "scripts.bench" in c else []) for c in wanted]
 
 
 @pytest.mark.parametrize("command", runnable())

@@ -35,4 +35,5 @@ def rates(optimizer: str, dim: int, tie: bool, vocabulary: int) -> Rates:
     head = 0.03 * narrow
     embed = 0.1 * max(1.0, vocabulary / 128) ** (1 / 3)
     matrix = 0.04 if optimizer == "muon" else 0.006 * narrow
-    return Rates(matrix=matrix, embed=head if tie else embed, head=head, vector=0.01)
+    found = {"matrix": matrix, "embed": head if tie else embed, "head": head, "vector": 0.01}
+    return Rates(**{role: float(f"{rate:.2g}") for role, rate in found.items()})  # more digits would mean nothing
