@@ -71,8 +71,8 @@ def run(config: RunConfig, *, restart: bool, profile: bool) -> int:
         stop = stack.enter_context(StopRequest(last_words=lambda: leave("stopped", EXIT_KILLED)))
         if place.rank == 0:
             stack.enter_context(hold(path, restart=restart))
-        leave("running", None)
         try:
+            leave("running", None)
             state = train(config, path, place, stop, profile=profile)
         except Stopped as error:
             if place.rank == 0:  # torchrun does this to the others when one has failed

@@ -4,12 +4,13 @@ B rows, T tokens of a prompt, S slots of the cache, L layers, V vocabulary, D wi
 the KV key and value heads, K head width, F width of the feed-forward layer.
 
 On a CPU a step of a small model takes as long as reading the weights and starting some hundred operators. Each layer
-here is about 25 operators that write to buffers of their own, and no view of a weight or buffer is made in a step.
+here is about 25 operators that write to buffers which are there already; views of the cache, the only thing that grows,
+are made for all layers at once.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,8 @@ class ThroughModule:
 class Decoder:
     """A reader with a fast path for single tokens; windows are read by the module, whose weights must all be here.
 
-    Products take weights in fp32 as they are, or a copy of them in bf16 or int8 (`products`), and then activations in
-    bf16. All else is in fp32, also under autocast. Later changes of the weights are seen or not: make a decoder anew.
+    Products take weights in fp32, or in bf16 or int8 with activations in bf16 (`products`). All else is in fp32, also
+    under autocast. Matrices may be copied, so a change of the weights asks for a new decoder.
     """
 
     def __init__(self, model: Transformer, rows: int, slots: int, weights: Weights = "fp32") -> None:
@@ -114,9 +115,9 @@ class Decoder:
             self.given = torch.empty(2, rows, dtype=torch.long, device=embed.device)
             self.x, self.h = new(rows, config.dim), new(rows, config.dim)
             self.logits = new(rows, model.vocab_size)
-            self.attention = Attention(model, rows, slots, new)
+            self.attention = StepAttention(model, rows, slots, new)
             pages = Pages()
-            blocks = [block for block in model.blocks if isinstance(block, Block)]
+            blocks = (cast(Block, block) for block in model.blocks)
             self.layers = [Layer(block, self.x, self.h, self.attention, weights, pages) for block in blocks]
             self.norm = norm(model.norm, self.x, self.h)
             self.head = product([model.head_weight], [None], self.h, self.logits, weights, pages)
@@ -153,7 +154,7 @@ class Layer:
     """A block for one token a row: adds to the residual stream x (B, D), with h (B, D) to work in."""
 
     def __init__(
-        self, block: Block, x: Tensor, h: Tensor, attention: "Attention", weights: Weights, pages: Pages
+        self, block: Block, x: Tensor, h: Tensor, attention: "StepAttention", weights: Weights, pages: Pages
     ) -> None:
         def joined(linears: Sequence[nn.Linear], x: Tensor, out: Tensor) -> Product:
             return product([each.weight for each in linears], [each.bias for each in linears], x, out, weights, pages)
@@ -195,7 +196,7 @@ class Layer:
         self.x.add_(self.h)
 
 
-class Attention:
+class StepAttention:
     """Attention of one token a row to those before it and itself, between buffers that all layers share.
 
     `qkv` (B, H + 2 KV, K) is what it reads and `y` (B, D) what it writes; with rotary positions, queries and keys are

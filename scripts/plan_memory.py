@@ -97,7 +97,12 @@ def memory_explained(config: RunConfig, vocab_size: int, ranks: Ranks) -> Iterat
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # with them goes what the step held: telling needs some room
-        told = out_of_memory_text(config, vocab_size, ranks)
+        try:
+            told = out_of_memory_text(config, vocab_size, ranks)
+        except Exception:  # no room even for that
+            told = (
+                "out of memory: train.micro_rows=1, train.activation_checkpointing=true or a smaller model takes less"
+            )
         raise OutOfMemory(f"{told}; it said: {str(error).splitlines()[0][:120] or type(error).__name__}") from None
 
 

@@ -45,8 +45,8 @@ def test_a_poisoned_micro_batch_changes_nothing_and_is_told(bench: Bench, monkey
     weights: list[dict[str, torch.Tensor]] = []
     real = Learner.update
 
-    def update(self, factor, good):
-        real(self, factor, good)
+    def update(self, factor, good, momentum):
+        real(self, factor, good, momentum)
         weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
     monkeypatch.setattr(Learner, "update", update)
@@ -81,9 +81,9 @@ def test_after_ten_in_a_row_it_goes_back_leaves_the_rows_out_and_halves_the_rate
     spoil(monkeypatch, range(11, 11 + LIMIT), poison)
     real, factors = Learner.update, list[float]()
 
-    def update(self, factor, good):
+    def update(self, factor, good, momentum):
         factors.append(factor)
-        real(self, factor, good)
+        real(self, factor, good, momentum)
 
     monkeypatch.setattr(Learner, "update", update)
     assert start(bench, "back", "schedule={name: constant, warmup: 0}", "track.every=1") == 0
@@ -183,6 +183,7 @@ def test_weights_that_are_not_finite_are_never_saved(bench: Bench, monkeypatch):
 def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at: int):
     """The evaluation is cut off, the step saved, and the next start does the evaluation first."""
     several = "train.micro_rows=4"  # an evaluation takes several batches
+    monkeypatch.setattr("learner.SCORED_TOKENS", 1)
     assert start(bench, f"uncut-{at}", several) == 0
     real, update = Learner.score, Learner.update
     steps, scored = list[float](), list[int]()
@@ -193,9 +194,9 @@ def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, batch, **options)
 
-    def counted(self, factor, good):
+    def counted(self, factor, good, momentum):
         steps.append(factor)
-        update(self, factor, good)
+        update(self, factor, good, momentum)
 
     monkeypatch.setattr(Learner, "score", score)
     monkeypatch.setattr(Learner, "update", counted)
@@ -235,8 +236,8 @@ def test_a_run_directory_that_vanishes_ends_the_run_with_one_line(bench: Bench, 
     """Three saves in a row find no place; there is no place for status.json either, and no traceback."""
     real, steps = Learner.update, list[float]()
 
-    def update(self, factor, good):
-        real(self, factor, good)
+    def update(self, factor, good, momentum):
+        real(self, factor, good, momentum)
         steps.append(factor)
         if len(steps) == 3:
             shutil.rmtree(bench.runs / "vanished")

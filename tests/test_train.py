@@ -182,13 +182,13 @@ def test_changed_rates_are_accepted_and_recorded(bench: Bench, whole: str):
 
 def test_a_corpus_with_other_bytes_is_refused(bench: Bench):
     short = ("train.steps=2", "eval.every=2", "save.every=2", "eval.max_tokens=256", "eval.sample_tokens=1",
-             f"data.dir={bench.corpora}-flipped")  # fmt: skip
-    bench.train("flipped", *short)
-    shard = sorted(bench.corpora.with_name("corpora-flipped").glob("*/shards/*.bin"))[0]
+             f"data.dir={bench.corpora}-other-bytes")  # fmt: skip
+    bench.train("other-bytes", *short)
+    shard = sorted(bench.corpora.with_name("corpora-other-bytes").glob("*/shards/*.bin"))[0]
     raw = bytearray(shard.read_bytes())
     raw[len(raw) // 2] ^= 1
     shard.write_bytes(raw)
-    printed = bench.train("flipped", *short, "train.steps=4", exits=3)
+    printed = bench.train("other-bytes", *short, "train.steps=4", exits=3)
     assert f"{shard.name}: sha256 differs" in printed and "--repair" in printed and "Traceback" not in printed
 
 

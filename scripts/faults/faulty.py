@@ -100,8 +100,8 @@ def install(plan: str, told: dict[str, Any]) -> None:
             return forward(learner, batch, **options)
         return SPOIL[spoils.pop()](lambda changed: forward(learner, changed, **options), batch)
 
-    def update_and_look(learner: Learner, factor: float, finite: Any) -> None:
-        update(learner, factor, finite)
+    def update_and_look(learner: Learner, factor: float, finite: Any, momentum: float) -> None:
+        update(learner, factor, finite, momentum)
         if before:
             note(told["log"], "looked", changed=before.pop() != digest(learner))
         if spoils:
@@ -115,6 +115,8 @@ def install(plan: str, told: dict[str, Any]) -> None:
 def limit_memory(mebibytes: int) -> None:
     """Leave this process so much address space beyond what it has with everything imported."""
     import resource
+
+    import torch._dynamo  # noqa: F401  # which tensors without contents, and so what is told of memory, need
 
     import assemble  # noqa: F401
     import instruments  # noqa: F401

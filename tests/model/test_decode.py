@@ -1,6 +1,8 @@
 """One token a step: the decoder's logits are those of a whole forward pass, in every form of its products."""
 
+import gc
 import itertools
+import mmap
 from typing import Any, Literal
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from model import Transformer, generate
 from model.decode import Decoder, ThroughModule
+from model.pages import Pages
 from model.products import product, quantize
 
 from .conftest import PRESETS, Make
@@ -105,6 +108,21 @@ def test_quantized_by_hand() -> None:
     drawn = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 50)[:, None]
     integers, scale = quantize(drawn)
     assert ((integers * scale.float()[:, None] - drawn).abs() <= scale.float()[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("huge", [True, False])
+def test_pages_hold_what_was_put_there(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
+    if not huge:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    pages = Pages(4096)
+    parts = [torch.randn(n, 7) for n in (3, 50, 1, 200, 2)]  # one fits no block
+    kept = [pages.joined([part, -part]) for part in parts]
+    narrow = pages.empty((3, 5), torch.bfloat16).fill_(2)
+    del pages
+    gc.collect()
+    assert all(torch.equal(found, torch.cat([part, -part])) for found, part in zip(kept, parts, strict=True))
+    assert narrow.tolist() == [[2.0] * 5] * 3 and narrow.is_contiguous()
+    assert all(found.data_ptr() % 64 == 0 for found in (*kept, narrow))
 
 
 def test_weights_that_there_are_not() -> None:
