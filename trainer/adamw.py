@@ -1,7 +1,6 @@
 """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) by torch's kernels, and what every optimizer here is."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +17,20 @@ class Optimizer:
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         self.param_groups = [group | {"params": list(group["params"])} for group in groups]
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.finite: Tensor | None = None
         """A boolean scalar on the device that turns the next step into none at all where it is false; None steps."""
 
     def allocate(self, parameter: nn.Parameter) -> None:
         """Make the state of a parameter before its first step."""
         raise NotImplementedError
+
+    def states(self, parameters: Sequence[nn.Parameter]) -> list[dict[str, Tensor]]:
+        """The state of each, made where it is missing."""
+        for parameter in parameters:
+            if parameter not in self.state:
+                self.allocate(parameter)
+        return [self.state[parameter] for parameter in parameters]
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -53,10 +59,7 @@ class AdamW(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            for p in parameters:
-                if p not in self.state:
-                    self.allocate(p)
-            states = [self.state[p] for p in parameters]
+            states = self.states(parameters)
             fused = parameters[0].device.type in ("cpu", "cuda")
             adamw(
                 parameters,

@@ -41,7 +41,7 @@ class RunSection:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rate of each role a parameter can have. auto: by `trainer.rules` (docs/recipe.md)."""
+    """Peak learning rate of each role a parameter can have. auto: by the rule in `trainer/rules.py`."""
 
     matrix: Rate = AUTO
     """Weights of the linear layers inside blocks."""

@@ -45,8 +45,8 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
 def shape_factor(rows: int, columns: int) -> float:
     """What an orthogonalized update is multiplied by, so that one rate suits matrices of every shape.
 
-    With it the best rate hardly moves from 64 to 256 wide (docs/recipe.md); with sqrt(max(rows, columns))
-    (arXiv:2502.16982), which keeps the size of an element of the update, it would have to be halved.
+    With it the best of a few rates hardly moved: 0.044 in a model 64 wide, 0.038 in one 256 wide (250 steps of the
+    speedrun's text, one seed each). Not tried here: sqrt(max(rows, columns)) (arXiv:2502.16982).
     """
     return max(1.0, rows / columns) ** 0.5
 
@@ -67,8 +67,8 @@ class Muon(Optimizer):
     def __init__(
         self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype, *, cautious: bool = False
     ):
-        super().__init__({"momentum": momentum, "weight_decay": 0.0} | group for group in groups)
-        self.dtype, self.cautious = dtype, cautious
+        super().__init__({"weight_decay": 0.0} | group for group in groups)
+        self.momentum, self.dtype, self.cautious = momentum, dtype, cautious
 
     def allocate(self, parameter: nn.Parameter) -> None:
         self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
@@ -81,21 +81,18 @@ class Muon(Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for parameters in by_shape.values():
-                self._step_together(parameters, group["lr"], group["momentum"], group["weight_decay"])
+                self._step_together(parameters, group["lr"], group["weight_decay"])
 
-    def _step_together(self, parameters: list[nn.Parameter], lr: float, momentum: float, decay: float) -> None:
+    def _step_together(self, parameters: list[nn.Parameter], lr: float, decay: float) -> None:
         """Step matrices of one shape."""
-        for p in parameters:
-            if p not in self.state:
-                self.allocate(p)
-        means = [own_part(self.state[p]["momentum_buffer"]) for p in parameters]
+        means = [own_part(state["momentum_buffer"]) for state in self.states(parameters)]
         weights = [own_part(p) for p in parameters]
         gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
         if self.finite is not None:  # a mean that moves toward itself stays; NaN times zero would be NaN
             gradients = list(torch.where(self.finite, torch.stack(gradients), torch.stack(means)))
             lr = lr * self.finite  # type: ignore[assignment]
-        torch._foreach_lerp_(means, gradients, 1 - momentum)
-        direction = torch.stack(torch._foreach_lerp(gradients, means, momentum)).to(self.dtype)
+        torch._foreach_lerp_(means, gradients, 1 - self.momentum)
+        direction = torch.stack(torch._foreach_lerp(gradients, means, self.momentum)).to(self.dtype)
         update = on_whole_matrices(orthogonalize, direction, like=parameters[0]).to(weights[0].dtype)
         update.mul_(shape_factor(*parameters[0].shape))
         if decay:

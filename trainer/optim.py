@@ -77,9 +77,8 @@ class Optimizers:
     def set_momentum(self, momentum: float) -> None:
         """Set Muon's, for the steps to come."""
         for optimizer in self.all:
-            for group in optimizer.param_groups:
-                if isinstance(optimizer, Muon):
-                    group["momentum"] = momentum
+            if isinstance(optimizer, Muon):
+                optimizer.momentum = momentum
 
     def step(self, factor: float, finite: Tensor) -> None:
         """Update at `factor` times the peak rates, or change nothing at all where `finite`, a scalar, is false."""
