@@ -7,10 +7,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from _pytest.mark import ParameterSet
 
 from scripts.doctor import ROOT
 from tests.conftest import Bench
@@ -64,7 +64,7 @@ def adapted(command: str, bench: Bench) -> str:
     return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
 
 
-def runnable() -> list[ParameterSet]:
+def runnable() -> list[Any]:
     """What a test can run; benchmarks, whose parts have tests of their own, among the long ones."""
     wanted = [command for command in COMMANDS if not command.startswith((*NOT_RUN, *ELSEWHERE))]
     return [pytest.param(c, marks=[pytest.mark.soak] if "scripts.bench" in c else []) for c in wanted]

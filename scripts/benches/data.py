@@ -34,11 +34,7 @@ WORDS = ("one", "of", "many", "short", "documents", "with", "nothing", "to", "sa
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.bench data",
-        description="Throughput of tokenizing, packing, loading and start-up.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("data", "Throughput of tokenizing, packing, loading and start-up.")
     parser.add_argument("--megabytes", type=positive, default=64, metavar="N", help="text that is tokenized, at most")
     parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many")
     parser.add_argument("--documents", type=positive, default=1_000_000, metavar="N", help="documents of the start-up")

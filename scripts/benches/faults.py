@@ -25,8 +25,9 @@ DOCS = ROOT / "docs"
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m scripts.bench faults",
-        description="Inject every fault that a run must survive, and report what became of the runs.",
+        "faults",
+        "Inject every fault that a run must survive, and report what became of the runs.",
+        formatter_class=argparse.HelpFormatter,
         epilog="Exit code 1 when a fault was not survived.",
     )
     parser.add_argument("--quick", action="store_true", help="small counts, for a first look")

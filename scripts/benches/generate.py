@@ -15,7 +15,7 @@ from configs import entry
 
 from . import measuring
 from .generate_contest import Request
-from .measuring import Aim, Notebook, Parser, aim_rows, columns, failures, medians, positive, spread
+from .measuring import Aim, Parser, aim_rows, columns, failures, medians, positive, spread
 from .picture import Bar, rate_panels
 
 QUICK = {
@@ -44,31 +44,18 @@ of limit  tokens/s as a share of what memory allows: bytes that a step reads (we
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.bench generate",
-        description="Tokens per second of generation, beside transformers and nanoGPT.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("generate", "Tokens per second of generation, beside transformers and nanoGPT.")
     parser.add_argument("--presets", nargs="+", choices=("qwen3", "llama", "gpt2"), default=["qwen3", "gpt2"])
-    parser.add_argument("--layers", type=positive, default=6, metavar="L")
-    parser.add_argument("--dim", type=positive, default=384, metavar="D", help="width")
-    parser.add_argument("--heads", type=positive, default=6, metavar="H")
-    parser.add_argument("--context", type=positive, default=256, metavar="T")
+    parser.add_shape()
     parser.add_argument("--vocab", type=positive, default=4096, metavar="V", help="ids of the vocabulary")
     parser.add_argument("--prompt", type=positive, default=32, metavar="N", help="ids of the prompt")
     parser.add_argument("--tokens", type=positive, default=200, metavar="N", help="ids to write")
     parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8], metavar="B", help="prompts at once")
-    parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
+    parser.add_rounds()
     parser.add_argument("--calls", type=positive, default=3, metavar="N", help="timed in each process")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only read")
-    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter of the other tools")
-    parser.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
-                        help="where bench_generate.json and bench_generate.png go")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a tiny shape once, for a first look")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)
-    args = parser.parse_args(argv)
+    parser.add_peers()
+    parser.add_report("bench_generate.json and bench_generate.png")
+    args = parser.parse(argv, QUICK, "a tiny shape once, for a first look")
     if args.prompt + args.tokens > args.context:
         raise ValueError(f"--tokens: {args.prompt} + {args.tokens} ids are more than --context {args.context}")
     return args
@@ -77,13 +64,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 @entry
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
-    left_out = missing(args.nanogpt, args.python)
-    settings = {name: getattr(args, name) for name in MEASURED}
-    facts = measuring.surroundings("cpu") | {"left_out": left_out}
-    book = Notebook(
-        args.out / "bench_generate.json", measuring.spoken("generate", argv), settings, resume=args.resume, **facts
-    )  # fmt: skip
-    print(facts["told"], *left_out.values(), sep="\n", flush=True)
+    left_out = measuring.missing(args.nanogpt, args.python, {"transformers": ["transformers"]})
+    book = measuring.open_book("generate", argv, args, MEASURED, left_out)
     for preset in args.presets:
         names = [
             name for name, (who, _) in ENTRANTS.items()
@@ -98,18 +80,6 @@ def main(argv: Sequence[str]) -> None:
                 print(f"[{turn + 1}/{args.repeats}] {preset} {name}: {told}", file=sys.stderr, flush=True)
     print(*tables(book.report), f"files   {args.out}/bench_generate.json and .png", sep="\n")
     draw(book.report, args.out / "bench_generate.png")
-
-
-def missing(nanogpt: Path | None, python: str) -> dict[str, str]:
-    """Why a tool is left out, and what would bring it in, by its name. Raises ValueError for a DIR that is none."""
-    told = {}
-    if nanogpt is None:
-        told["nanoGPT"] = "left out  nanoGPT: git clone https://github.com/karpathy/nanoGPT, and --nanogpt DIR"
-    elif not (nanogpt / "model.py").is_file():
-        raise ValueError(f"--nanogpt {nanogpt}: must be a checkout of https://github.com/karpathy/nanoGPT")
-    if measuring.lacking(python, "transformers"):
-        told["transformers"] = "left out  transformers: python -m pip install transformers, or --python FILE"
-    return told
 
 
 def asked(name: str, preset: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -40,11 +40,7 @@ def share(text: str) -> float:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.bench loss",
-        description="Time and peak memory of forward and backward of a head and its loss.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("loss", "Time and peak memory of forward and backward of a head and its loss.")
     parser.add_argument("--rows", type=positive, default=2048, metavar="N", help="targets")
     parser.add_argument("--width", type=positive, default=512, metavar="H", help="width of the hidden states")
     parser.add_argument("--vocab", type=positive, nargs="+", default=[10000, 50304], metavar="V", help="vocabularies")
@@ -57,10 +53,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--memory-rows", type=positive, default=8192, metavar="N", help="targets of the memory part")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
                         help="where bench_loss.json and bench_loss.png go")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    return parser.parse(argv, QUICK, "small sizes, for a first look")
 
 
 @entry

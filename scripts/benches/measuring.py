@@ -17,10 +17,43 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Parser(argparse.ArgumentParser):
-    """One that tells a mistake in one line."""
+    """Arguments of the benchmark `name`; a mistake is told in one line."""
+
+    def __init__(self, name: str, description: str, **options: Any) -> None:
+        defaults = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(
+            prog=f"python -m scripts.bench {name}", description=description, **{"formatter_class": defaults} | options
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}")
+
+    def add_shape(self) -> None:
+        """The model of a contest: by default the one that the aims are about."""
+        self.add_argument("--layers", type=positive, default=6, metavar="L")
+        self.add_argument("--dim", type=positive, default=384, metavar="D", help="width")
+        self.add_argument("--heads", type=positive, default=6, metavar="H")
+        self.add_argument("--context", type=positive, default=256, metavar="T", help="tokens of a row")
+
+    def add_rounds(self) -> None:
+        self.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
+
+    def add_peers(self) -> None:
+        """Where the other tools are."""
+        self.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only read")
+        self.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter of the other tools")
+
+    def add_report(self, files: str) -> None:
+        """Where the `files` of the report go, and whether one that is there is gone on with."""
+        self.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
+        self.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help=f"where {files} go")
+
+    def parse(self, argv: Sequence[str], quick: Mapping[str, Any], told: str) -> argparse.Namespace:
+        """The arguments, with `--quick`, of which `told` is the help: it makes `quick` the defaults of the others."""
+        self.add_argument("--quick", action="store_true", help=told)
+        if self.parse_args(argv).quick:
+            self.set_defaults(**quick)
+        return self.parse_args(argv)
 
 
 def positive(text: str) -> int:
@@ -92,6 +125,20 @@ class Notebook:
         atomic_write(self.path, json.dumps(self.report, indent=1) + "\n")
 
 
+def open_book(
+    name: str, argv: Sequence[str], args: argparse.Namespace, settings: Sequence[str], left_out: Mapping[str, str]
+) -> Notebook:
+    """The notebook of the benchmark `name`, in bench_NAME.json; says where and without whom it measures.
+
+    `settings` are the arguments that a report which is gone on with must share, `left_out` lines about tools.
+    """
+    facts = surroundings("cpu") | {"left_out": dict(left_out)}
+    shared = {key: getattr(args, key) for key in settings}
+    book = Notebook(args.out / f"bench_{name}.json", spoken(name, argv), shared, resume=args.resume, **facts)
+    print(facts["told"], *left_out.values(), sep="\n", flush=True)
+    return book
+
+
 def medians(answers: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dict[str, float]:
     """The median of a number over the rounds of each entrant that never failed and has it."""
     good = {name: found for name, found in answers.items() if found and not any("failed" in each for each in found)}
@@ -141,6 +188,27 @@ def failures(report: Mapping[str, Any]) -> list[str]:
         for answer in answers
         if "failed" in answer
     ]
+
+
+def without(nanogpt: Path | None) -> dict[str, str]:
+    """That nanoGPT is left out, and what would bring it in; nothing when it is there.
+
+    Raises ValueError for a DIR that is no checkout of it.
+    """
+    if nanogpt is None:
+        return {"nanoGPT": "left out  nanoGPT: git clone https://github.com/karpathy/nanoGPT, and --nanogpt DIR"}
+    if not (nanogpt / "model.py").is_file():
+        raise ValueError(f"--nanogpt {nanogpt}: must be a checkout of https://github.com/karpathy/nanoGPT")
+    return {}
+
+
+def missing(nanogpt: Path | None, python: str, needed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Why a tool is left out, and what would bring it in, by its name; modules `needed` are by their tool."""
+    told, absent = without(nanogpt), lacking(python, *(module for modules in needed.values() for module in modules))
+    for who, modules in needed.items():
+        if gone := [module for module in modules if module in absent]:
+            told[who] = f"left out  {who}: python -m pip install {' '.join(gone)}, or --python FILE that has it"
+    return told
 
 
 def lacking(python: str, *modules: str) -> list[str]:

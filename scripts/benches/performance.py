@@ -4,7 +4,6 @@ It measures nothing: it puts the reports of the benchmarks together, with the co
 in `performance.md`, `performance.json` and a picture for each.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -39,8 +38,7 @@ how to get it. `--resume` goes on with a measurement that was cut off.
 
 @entry
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="python -m scripts.bench performance", description=(__doc__ or "").splitlines()[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = Parser("performance", (__doc__ or "").splitlines()[0])
     parser.add_argument("--reports", type=Path, default=Path("runs/bench"), metavar="DIR",
                         help="where bench_train.json and the others are")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where the page goes")

@@ -154,20 +154,13 @@ def sweep() -> dict[str, Lever]:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.bench recipe",
-        description="The validation nll of the recipe with one lever changed at a time.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("recipe", "The validation nll of the recipe with one lever changed at a time.")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each, with a seed each")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="levers whose name contains one of these words")
-    parser.add_argument("--resume", action="store_true", help="go on with the numbers that are there")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
-                        help="where recipe.md, recipe.json and recipe.png go")  # fmt: skip
+    parser.add_report("recipe.md, recipe.json and recipe.png")
     parser.add_argument("--sweep", action="store_true", help="also the rates and batches behind `auto`, one seed each")
-    parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model; says nothing about the loss")
-    return parser.parse_args(argv)
+    return parser.parse(argv, {}, "a few steps of a tiny model; says nothing about the loss")
 
 
 @entry

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from configs import entry
@@ -42,22 +41,15 @@ QUICK = {"seconds": 0.05, "repeats": 1, "megabytes": [1]}
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m scripts.bench scaling",
-        description="How speed and memory scale with the shape of the model, processes and the size of the corpus.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "scaling", "How speed and memory scale with the shape of the model, processes and the size of the corpus."
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="to time the steps of a process for")
-    parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
+    parser.add_rounds()
     parser.add_argument("--megabytes", type=positive, nargs="+", default=list(MEGABYTES), metavar="MB",
                         help="of tokens on disk")  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
-                        help="where bench_scaling.json and bench_scaling.png go")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="tiny sizes once, for a first look")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    parser.add_report("bench_scaling.json and bench_scaling.png")
+    return parser.parse(argv, QUICK, "tiny sizes once, for a first look")
 
 
 @entry
@@ -65,12 +57,7 @@ def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     from .scaling_report import draw, tables
 
-    facts = measuring.surroundings("cpu")
-    settings = {name: getattr(args, name) for name in ("seconds", "repeats", "megabytes", "quick")}
-    book = Notebook(
-        args.out / "bench_scaling.json", measuring.spoken("scaling", argv), settings, resume=args.resume, **facts
-    )  # fmt: skip
-    print(facts["told"], flush=True)
+    book = measuring.open_book("scaling", argv, args, ("seconds", "repeats", "megabytes", "quick"), {})
     for part in PARTS:
         if part in args.only:
             {"shapes": shapes, "ranks": ranks, "corpus": corpus}[part](book, args)

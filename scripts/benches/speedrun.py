@@ -19,7 +19,7 @@ from typing import Any
 from configs import entry, load
 
 from . import measuring
-from .measuring import ROOT, Notebook, Parser, positive
+from .measuring import ROOT, Notebook, Parser
 from .speedrun_nanogpt import README, command, copied
 
 RECIPE = "configs/speedrun.yaml"
@@ -37,23 +37,13 @@ QUICK_THEIRS = {"max_iters": 4, "lr_decay_iters": 4, "eval_interval": 4, "eval_i
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scripts.bench speedrun",
-        description=f"Wall time of whole processes to a validation nll of {TARGET}, beside nanoGPT.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only copied")
-    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter that runs it")
+    parser = Parser("speedrun", f"Wall time of whole processes to a validation nll of {TARGET}, beside nanoGPT.")
+    parser.add_rounds()
+    parser.add_peers()
     parser.add_argument("--sweep", action="store_true", help="look for nanoGPT's best rate first; up to 10 minutes")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
-    parser.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
-                        help="where bench_speedrun.json and bench_speedrun.png go")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a few steps of each, once; says nothing about the loss")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(repeats=1)
-    return parser.parse_args(argv)
+    parser.add_report("bench_speedrun.json and bench_speedrun.png")
+    return parser.parse(argv, {"repeats": 1}, "a few steps of each, once; says nothing about the loss")
 
 
 @entry
@@ -61,15 +51,7 @@ def main(argv: Sequence[str]) -> None:
     args, text = arguments(argv), corpus()
     from .speedrun_report import draw, tables
 
-    left_out = {} if args.nanogpt else {
-        "nanoGPT": "left out  nanoGPT: git clone https://github.com/karpathy/nanoGPT, and --nanogpt DIR"
-    }  # fmt: skip
-    facts = measuring.surroundings("cpu") | {"left_out": left_out}
-    settings = {"repeats": args.repeats, "quick": args.quick}
-    book = Notebook(
-        args.out / "bench_speedrun.json", measuring.spoken("speedrun", argv), settings, resume=args.resume, **facts
-    )  # fmt: skip
-    print(facts["told"], *left_out.values(), sep="\n", flush=True)
+    book = measuring.open_book("speedrun", argv, args, ("repeats", "quick"), measuring.without(args.nanogpt))
     with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
         runners = our_runners(Path(folder), args)
         if args.nanogpt:

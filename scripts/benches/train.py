@@ -9,13 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from configs import entry
 
 from . import measuring
-from .measuring import Notebook, Parser, positive
+from .measuring import Parser, positive
 from .train_pace import Request, Shape
 
 QUICK = {"layers": 2, "dim": 64, "heads": 2, "context": 64, "shapes": ["4x65"], "seconds": 0.2, "repeats": 1}
@@ -60,35 +59,25 @@ def rows_by_vocabulary(text: str) -> str:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m scripts.bench train",
-        description="Throughput and memory of a whole training step, beside nanoGPT, transformers' Trainer and litgpt.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "train",
+        "Throughput and memory of a whole training step, beside nanoGPT, transformers' Trainer and litgpt.",
     )
-    parser.add_argument("--layers", type=positive, default=6, metavar="L")
-    parser.add_argument("--dim", type=positive, default=384, metavar="D", help="width")
-    parser.add_argument("--heads", type=positive, default=6, metavar="H")
-    parser.add_argument("--context", type=positive, default=256, metavar="T", help="tokens of a row")
+    parser.add_shape()
     parser.add_argument("--shapes", type=rows_by_vocabulary, nargs="+", default=["16x65", "4x50304"], metavar="BxV",
                         help="rows of a step and ids of the vocabulary")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the steps of a process for")
-    parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only read")
-    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter of the other tools")
+    parser.add_rounds()
+    parser.add_peers()
     parser.add_argument("--compiled", action="store_true", help="litgpt compiled too, as its pretrain.py has it; slow")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
-    parser.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
-                        help="where bench_train.json and bench_train.png go")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a tiny shape once, for a first look")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    parser.add_report("bench_train.json and bench_train.png")
+    return parser.parse(argv, QUICK, "a tiny shape once, for a first look")
 
 
 @entry
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
-    left_out = missing(args.nanogpt, args.python)
+    left_out = measuring.missing(args.nanogpt, args.python, MODULES)
     names = [
         name for name, entrant in ENTRANTS.items()
         if entrant.who not in left_out and (args.compiled or not entrant.on_request)
@@ -98,12 +87,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--only: there are {', '.join(set(ENTRANTS) - {PEAK})}")
     from .train_report import draw, tables
 
-    settings = {name: getattr(args, name) for name in MEASURED}
-    facts = measuring.surroundings("cpu") | {"left_out": left_out}
-    book = Notebook(
-        args.out / "bench_train.json", measuring.spoken("train", argv), settings, resume=args.resume, **facts
-    )  # fmt: skip
-    print(facts["told"], *left_out.values(), sep="\n", flush=True)
+    book = measuring.open_book("train", argv, args, MEASURED, left_out)
     for shape in args.shapes:
         rows, _, vocab = shape.partition("x")
         size = Shape(args.layers, args.dim, args.heads, args.context, int(rows), int(vocab))
@@ -115,20 +99,6 @@ def main(argv: Sequence[str]) -> None:
                 print(f"[{turn + 1}/{args.repeats}] {shape} {name}: {told}", file=sys.stderr, flush=True)
     print(*tables(book.report), f"files   {args.out}/bench_train.json and .png", sep="\n")
     draw(book.report, args.out / "bench_train.png")
-
-
-def missing(nanogpt: Path | None, python: str) -> dict[str, str]:
-    """Why a tool is left out, and what would bring it in, by its name. Raises ValueError for a DIR that is none."""
-    told = {}
-    if nanogpt is None:
-        told["nanoGPT"] = "left out  nanoGPT: git clone https://github.com/karpathy/nanoGPT, and --nanogpt DIR"
-    elif not (nanogpt / "model.py").is_file():
-        raise ValueError(f"--nanogpt {nanogpt}: must be a checkout of https://github.com/karpathy/nanoGPT")
-    absent = measuring.lacking(python, *(module for modules in MODULES.values() for module in modules))
-    for who, modules in MODULES.items():
-        if gone := [module for module in modules if module in absent]:
-            told[who] = f"left out  {who}: python -m pip install {' '.join(gone)}, or --python FILE that has it"
-    return told
 
 
 def asked(name: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def test_bad_arguments_are_refused_in_a_line(words: list[str], told: str, tmp_pa
 def test_a_tool_that_is_not_installed_is_left_out(monkeypatch, nanogpt: Path):
     assert measuring.lacking(sys.executable, "json", "no_such_module") == ["no_such_module"]
     monkeypatch.setattr(measuring, "lacking", lambda python, *modules: ["accelerate", "lightning"])
-    told = train.missing(nanogpt, sys.executable)
+    told = measuring.missing(nanogpt, sys.executable, train.MODULES)
     assert told.keys() == {"Trainer", "litgpt"}
     assert told["Trainer"] == (
         "left out  Trainer: python -m pip install accelerate, or --python FILE that has it"
