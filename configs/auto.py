@@ -22,6 +22,11 @@ def vocabulary(tokenizer: TokenizerConfig) -> int:
     return FEW if tokenizer.level is not None else MANY
 
 
+def has_auto(config: RunConfig) -> bool:
+    """Whether a number is still to come from a rule or from the run's own record."""
+    return AUTO in (config.train.batch_tokens, *vars(config.optim.rates).values())
+
+
 def without_auto(config: RunConfig, began: RunConfig | None = None) -> RunConfig:
     """The config with a number for each `auto` of optim.rates and train.batch_tokens.
 

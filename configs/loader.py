@@ -56,6 +56,8 @@ def read_tree(path: FilePath) -> dict[str, Any]:
     Raises ConfigError when there is no mapping in it.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError([f"{path}: cannot be read: it is not a file"])  # nobody may ever write to a pipe
         tree = parse(path.read_text(encoding="utf-8")).tree
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

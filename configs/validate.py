@@ -12,7 +12,7 @@ from loss.registry import LISTS
 from model.config import ModelConfig
 from trainer.config import AUTO, Rates, RunSection
 
-from .auto import without_auto
+from .auto import has_auto, without_auto
 from .checks import Problem, check, check_model, hint
 from .reference import Node, child, choices, fields, kind, resolve
 from .schema import SECTIONS, Path, RunConfig, adapter, dotted, raw_schema, to_tree
@@ -76,7 +76,7 @@ def validate(
                 bad.add(_take_out(work, path, bad))
     else:
         return None, problems
-    began = record(config.run) if record else None
+    began = record(config.run) if record and has_auto(config) else None
     config = without_auto(config, validate(began)[0] if began else None)
     problems += [p for p in check(config) if _sound(p, bad)]
     return (None if problems else config), problems

@@ -1,5 +1,6 @@
 """`auto`: numbers by a rule in a new run, and those it began with in one that goes on."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(path: Path, tmp_path: Path)
     for damaged in ("optim: {rates: {matrix: x}}", "{", "\x00"):
         run.write_text(damaged)
         assert load(path, go_on=True) == load(path)
+    run.unlink()
+    os.mkfifo(run)  # which would be waited for
+    assert load(path, go_on=True) == load(path)
 
 
 def test_a_wrong_word_is_told_what_would_do(tmp_path: Path) -> None:
