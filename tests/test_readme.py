@@ -55,13 +55,13 @@ def adapted(command: str, bench: Bench) -> str:
             "faults": "--only F3",
             "data": "--megabytes 1 --documents 1000 --only ours",
             "train": "--quick --only ours",
-            "speedrun": "--quick",
+            "speedrun": "--quick --text notes/one.txt",
             "scaling": "--quick --only corpus",
             "generate": "--quick",
-            "recipe": "--quick",
+            "recipe": "--quick --text notes/one.txt",
         }
         command += f" {small[command.split()[3]]} --out runs/bench"
-    return command.replace("runs/", f"{bench.runs}/").replace("notes/*.txt", f"{bench.runs.parent}/notes/*.txt")
+    return command.replace("runs/", f"{bench.runs}/").replace("notes/", f"{bench.runs.parent}/notes/")
 
 
 def runnable() -> list[Any]:

@@ -43,6 +43,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT, which is only read")
         self.add_argument("--python", default=sys.executable, metavar="FILE", help="interpreter of the other tools")
 
+    def add_text(self) -> None:
+        self.add_argument("--text", type=Path, metavar="FILE", help="train on another text than the recipe's")
+
     def add_report(self, files: str) -> None:
         """Where the `files` of the report go, and whether one that is there is gone on with."""
         self.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")

@@ -23,7 +23,7 @@ from configs import RunConfig, entry, load
 
 from . import measuring
 from .measuring import ROOT, Notebook, Parser, positive
-from .speedrun import RECIPE, SEED, corpus
+from .speedrun import RECIPE, SEED, corpus, read_from
 
 RUNS, SWEEP = "runs", "sweep"
 BASE = "the recipe"
@@ -158,6 +158,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each, with a seed each")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="levers whose name contains one of these words")
+    parser.add_text()
     parser.add_report("recipe.md, recipe.json and recipe.png")
     parser.add_argument("--sweep", action="store_true", help="also the rates and batches behind `auto`, one seed each")
     return parser.parse(argv, {}, "a few steps of a tiny model; says nothing about the loss")
@@ -168,46 +169,48 @@ def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     from .recipe_report import draw, page, table
 
-    corpus()
+    corpus(args.text)
     levers = [lever for lever in LEVERS if not args.only or any(word in lever.name for word in args.only)]
     if not levers:
         raise ValueError(f"--only: there are {', '.join(lever.name for lever in LEVERS)}")
     facts = measuring.surroundings("cpu", args.threads)
     recipe = load(str(ROOT / RECIPE))
-    book = Notebook(
-        args.out / "recipe.json", measuring.spoken("recipe", argv), {"quick": args.quick, "threads": args.threads},
-        resume=args.resume, **facts,
-    )  # fmt: skip
+    settings = {"quick": args.quick, "threads": args.threads, "text": args.text}
+    spoken = measuring.spoken("recipe", argv)
+    book = Notebook(args.out / "recipe.json", spoken, settings, resume=args.resume, **facts)
     todo = [(RUNS, turn, lever) for turn in range(args.seeds) for lever in (Lever(BASE, plain(), "as it is"), *levers)]
-    for case, turn, lever in todo + [(SWEEP, 0, lever) for lever in sweep().values() if args.sweep]:
-        if book.wants(case, lever.name, turn):
-            answer = run(lever, recipe, SEED + turn, args)
-            book.add(case, lever.name, answer)
-            told = answer.get("failed") or f"nll {answer['nll']:.4f}, {answer['seconds']:.1f} s"
-            print(f"[{turn + 1}] {lever.name}: {told}", file=sys.stderr, flush=True)
+    todo += [(SWEEP, 0, lever) for lever in sweep().values() if args.sweep]
+    with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
+        for case, turn, lever in todo:
+            if book.wants(case, lever.name, turn):
+                answer = run(lever, recipe, SEED + turn, args, Path(folder))
+                book.add(case, lever.name, answer)
+                told = answer.get("failed") or f"nll {answer['nll']:.4f}, {answer['seconds']:.1f} s"
+                print(f"[{turn + 1}] {lever.name}: {told}", file=sys.stderr, flush=True)
     print(*table(book.report), sep="\n")
     draw(book.report, args.out / "recipe.png")
     (args.out / "recipe.md").write_text(page(book.report), encoding="utf-8")
     print(f"files   {args.out}/recipe.md, .json and .png")
 
 
-def run(lever: Lever, recipe: RunConfig, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def run(lever: Lever, recipe: RunConfig, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train once: the nll over the whole validation split, steps and seconds; or why it `failed`."""
     import train
 
-    with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
-        short = SHORT if args.quick else ()
+    short = SHORT if args.quick else ()
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         config = load(
             str(ROOT / RECIPE),
-            [*lever.overrides(recipe), *short, f"run.seed={seed}", "run.name=run", f"run.dir={folder}",
-             f"run.threads={args.threads}", "eval.sample_tokens=0", "eval.every=0.999999", "save.every=0.999999"],
+            [*lever.overrides(recipe), *short, *read_from(args.text), f"run.seed={seed}", "run.name=run",
+             f"run.dir={place}", f"data.dir={folder / 'corpora'}", f"run.threads={args.threads}",
+             "eval.sample_tokens=0", "eval.every=0.999999", "save.every=0.999999"],
         )  # fmt: skip
         start, said = time.perf_counter(), io.StringIO()
         with lever.patch(), redirect_stdout(said), redirect_stderr(said):
             code = train.run(config, restart=False, profile=False)
         if code:
             return {"seed": seed, "failed": said.getvalue().strip().splitlines()[-1][:200]}
-        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in Path(place, "run", "metrics.jsonl").read_text().splitlines()]
     return {"seed": seed, "nll": rows[-1]["val/nll"], "steps": rows[-1]["step"], "seconds": time.perf_counter() - start}
 
 

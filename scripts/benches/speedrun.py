@@ -42,16 +42,18 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_peers()
     parser.add_argument("--sweep", action="store_true", help="look for nanoGPT's best rate first; up to 10 minutes")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
+    parser.add_text()
     parser.add_report("bench_speedrun.json and bench_speedrun.png")
     return parser.parse(argv, {"repeats": 1}, "a few steps of each, once; says nothing about the loss")
 
 
 @entry
 def main(argv: Sequence[str]) -> None:
-    args, text = arguments(argv), corpus()
+    args = arguments(argv)
+    text = corpus(args.text)
     from .speedrun_report import draw, tables
 
-    book = measuring.open_book("speedrun", argv, args, ("repeats", "quick"), measuring.without(args.nanogpt))
+    book = measuring.open_book("speedrun", argv, args, ("repeats", "quick", "text"), measuring.without(args.nanogpt))
     with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
         runners = our_runners(Path(folder), args)
         if args.nanogpt:
@@ -72,13 +74,24 @@ def tell(what: str, answer: dict[str, Any]) -> None:
     print(f"{what}: {told}", file=sys.stderr, flush=True)
 
 
-def corpus() -> Path:
-    """The recipe's text. Raises ValueError, saying where to get it, when it is not there."""
+def corpus(other: Path | None = None) -> Path:
+    """The recipe's text, or an`other`. Raises ValueError when it is not there, saying where to get the recipe's."""
     source = next(iter(load(str(ROOT / RECIPE)).data.sources.values()))
-    path = ROOT / (source.files or ("",))[0]
+    path = ROOT / (source.files or ("",))[0] if other is None else other.absolute()
+    if other is not None and not path.is_file():
+        raise ValueError(f"--text {other}: there is no such file")
     if not path.is_file():
         raise ValueError(f"{path.relative_to(ROOT)} is missing: curl -o {path.relative_to(ROOT)} {SOURCE}")
     return path
+
+
+def read_from(text: Path | None) -> tuple[str, ...]:
+    """The override that makes the recipe read another text, if any."""
+    return (
+        ()
+        if text is None
+        else (f"data.sources={json.dumps({'text': {'kind': 'text', 'files': [str(text.absolute())]}})}",)
+    )
 
 
 def timed(words: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -93,11 +106,11 @@ def timed(words: Sequence[str], folder: Path) -> dict[str, Any]:
 
 def our_runners(folder: Path, args: argparse.Namespace) -> dict[str, Callable[[int], dict[str, Any]]]:
     """Our entrants: what takes the number of a round and answers."""
-    prepared, quick = folder / "corpora", QUICK_OURS if args.quick else ()
+    prepared, changes = folder / "corpora", (*read_from(args.text), *(QUICK_OURS if args.quick else ()))
 
     def run(name: str, turn: int, corpora: Path) -> dict[str, Any]:
         words = [sys.executable, "train.py", RECIPE, f"run.name={name}-{turn}", f"run.dir={folder / 'runs'}",
-                 f"run.seed={SEED + turn}", f"data.dir={corpora}", *quick, "--restart"]  # fmt: skip
+                 f"run.seed={SEED + turn}", f"data.dir={corpora}", *changes, "--restart"]  # fmt: skip
         return timed(words, ROOT) | {"seed": SEED + turn} | final(folder / "runs" / f"{name}-{turn}")
 
     def start(turn: int) -> dict[str, Any]:
@@ -105,7 +118,7 @@ def our_runners(folder: Path, args: argparse.Namespace) -> dict[str, Callable[[i
             return run("first", turn, Path(empty))
 
     def go(turn: int) -> dict[str, Any]:
-        words = [sys.executable, "-m", "scripts.prepare", RECIPE, f"data.dir={prepared}"]
+        words = [sys.executable, "-m", "scripts.prepare", RECIPE, f"data.dir={prepared}", *changes]
         if not prepared.is_dir() and "failed" in (answer := timed(words, ROOT)):
             return answer
         return run("prepared", turn, prepared)

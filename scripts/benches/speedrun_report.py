@@ -78,10 +78,11 @@ def tables(report: dict[str, Any]) -> list[str]:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """The picture: a bar for each entrant, the fastest first."""
+    text = Path(report["settings"]["text"] or "tinyshakespeare").stem
     seconds = medians(report["answers"].get(WALL, {}), "seconds")
     found = [Bar(name, s, name.startswith("ours")) for name, s in sorted(seconds.items(), key=lambda item: item[1])]
     if found:
         rate_panels(
             {"": found}, path, f"Seconds of a whole process to a validation nll of {TARGET}",
-            f"characters of tinyshakespeare, 4 layers, 128 wide, block 64; {report['told'].rpartition('; ')[0]}",
+            f"characters of {text}, 4 layers, 128 wide, block 64; {report['told'].rpartition('; ')[0]}",
         )  # fmt: skip

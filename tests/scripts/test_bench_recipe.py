@@ -17,10 +17,8 @@ def test_short_runs_and_going_on(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i} of a text that is short\n" for i in range(400)))
-    here = (f"data.sources={{a: {{kind: text, files: [{text}]}}}}", f"data.dir={tmp_path / 'corpora'}")
-    monkeypatch.setattr(recipe, "SHORT", (*recipe.SHORT, *here))
-    monkeypatch.setattr(recipe, "corpus", lambda: text)
-    command = ["recipe", "--quick", "--seeds", "1", "--only", "random", "4 iter", "--out", str(tmp_path)]
+    command = ["recipe", "--quick", "--seeds", "1", "--only", "random", "4 iter", "--text", str(text),
+               "--out", str(tmp_path)]  # fmt: skip
     assert bench.main(command) == 0
     report = json.loads((tmp_path / "recipe.json").read_text())
     answers = report["answers"][RUNS]

@@ -163,7 +163,7 @@ def stub(monkeypatch, text: Path) -> list[list[str]]:
 
     monkeypatch.setattr(speedrun, "timed", timed)
     monkeypatch.setattr(measuring, "ask", lambda *words, python: {"nll": 1.902})
-    monkeypatch.setattr(speedrun, "corpus", lambda: text)
+    monkeypatch.setattr(speedrun, "corpus", lambda _: text)
     return ran
 
 
@@ -205,6 +205,8 @@ def test_a_missing_text_is_told_in_a_line(monkeypatch, tmp_path: Path, capsys):
     assert bench.main(["speedrun", "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert "corpora/none.txt is missing: curl -o corpora/none.txt https://" in err and len(err.splitlines()) == 1
+    assert bench.main(["speedrun", "--text", "no/text.txt"]) == 2
+    assert capsys.readouterr().err.strip().endswith("--text no/text.txt: there is no such file")
     assert not (tmp_path / "out").exists()
 
 
