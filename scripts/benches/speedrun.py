@@ -87,11 +87,10 @@ def corpus(other: Path | None = None) -> Path:
 
 def read_from(text: Path | None) -> tuple[str, ...]:
     """The override that makes the recipe read another text, if any."""
-    return (
-        ()
-        if text is None
-        else (f"data.sources={json.dumps({'text': {'kind': 'text', 'files': [str(text.absolute())]}})}",)
-    )
+    if text is None:
+        return ()
+    source = {"kind": "text", "files": [str(text.absolute())]}
+    return (f"data.sources={json.dumps({'text': source})}",)
 
 
 def timed(words: Sequence[str], folder: Path) -> dict[str, Any]:
