@@ -97,7 +97,7 @@ class Notebook:
     """
 
     def __init__(self, path: Path, command: str, settings: Mapping[str, Any], *, resume: bool, **facts: Any) -> None:
-        """Raises ValueError when it is to go on with a report that is not there or has other settings."""
+        """Raises ValueError when it is to go on with a report of other settings or of another commit."""
         self.path, settings = path, json.loads(json.dumps(settings, default=str))
         date = time.strftime("%Y-%m-%d")
         self.report: dict[str, Any] = {"command": command, "date": date, "settings": settings, **facts, "answers": {}}
@@ -106,6 +106,9 @@ class Notebook:
             changed = sorted(name for name in settings if old["settings"].get(name) != settings[name])
             if changed:
                 raise ValueError(f"--resume: {path} was measured with another --{changed[0].replace('_', '-')}")
+            before, now = (commit_of(report) for report in (old, self.report))
+            if before != now:
+                raise ValueError(f"--resume: {path} was measured at commit {before}, and this is {now}")
             self.report["answers"] = {
                 case: {name: kept for name, found in each.items() if (kept := [a for a in found if "failed" not in a])}
                 for case, each in old["answers"].items()
@@ -126,6 +129,12 @@ class Notebook:
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, json.dumps(self.report, indent=1) + "\n")
+
+
+def commit_of(report: Mapping[str, Any]) -> str | None:
+    """The start of the commit that a report was measured at; None outside of git."""
+    git = report.get("environment", {}).get("git")
+    return git and git["commit"][:12]
 
 
 def open_book(

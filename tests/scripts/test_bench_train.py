@@ -172,7 +172,11 @@ def test_a_measurement_that_was_cut_off_goes_on(stub: list, nanogpt: Path, tmp_p
     assert (tmp_path / "bench_train.png").read_bytes().startswith(b"\x89PNG")
     assert "tokens/s / nanoGPT fp32" in capsys.readouterr().out
     assert bench.main([*command[:-4], "--seconds", "9", "--out", str(tmp_path), "--resume"]) == 2
-    assert "--resume" in capsys.readouterr().err
+    assert "measured with another --seconds" in capsys.readouterr().err
+    report["environment"]["git"] = {"commit": "0123456789abcdef", "modified": False}
+    (tmp_path / "bench_train.json").write_text(json.dumps(report))
+    assert bench.main([*command, "--resume"]) == 2
+    assert "measured at commit 0123456789ab" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
