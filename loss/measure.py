@@ -185,6 +185,7 @@ def first_of_the_best(logits: Tensor, best: Tensor, target: Tensor) -> Tensor:
     best = best.squeeze(1)
     if logits.device.type != "cpu":
         return logits.argmax(1) == target.squeeze(1)
-    # Here argmax is ten times as slow as amax, and most targets are not among the best.
+    # Here argmax is five times as slow as amax, thirty times in bf16, and most targets are not among the best.
     index = best.nonzero().squeeze(1)
-    return best.index_put((index,), logits.index_select(0, index).argmax(1) == target[index, 0])
+    rows = logits.index_select(0, index).to(torch.promote_types(logits.dtype, torch.float32))
+    return best.index_put((index,), rows.argmax(1) == target[index, 0])
