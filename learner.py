@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 
 from configs import RunConfig
 from data import Batch, Prepared, load_tokenizer
+from hardware import DTYPES, pick_attention, pick_precision, set_up_blocks
 from loss import Head, LossConfig, LossOutput, Objective, build_objective
-from model import ModelConfig, Transformer, compiler_fails, float8_fails, generate, load_model, tiles_fail, use_float8
+from model import ModelConfig, Transformer, generate, load_model
 from sizing import fitting_rows, settle
 from trainer.distributed import Parallel, Ranks
 from trainer.meters import peak_flops
 from trainer.optim import Optimizers
-from trainer.precision import Precision, resolve
+from trainer.precision import Precision
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCORED_TOKENS = 4096  # of one batch of an evaluation, at least
 STATE_BYTES = 16  # of a parameter: the weight, its gradient and AdamW's two moments, in fp32
 
@@ -72,6 +71,8 @@ class Learner:
     precision: Precision
     micro_rows: int
     """Rows of one forward pass."""
+    attention: str | None = None
+    """The kernel that a CPU computes attention with in bf16."""
     compiled: bool = False
     """Whether the model's blocks are."""
 
@@ -81,6 +82,8 @@ class Learner:
         found = {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
         if self.device.type == "cuda":
             found |= {"compile": self.compiled, "attention": "flex" if self.model.tiles else "dense"}
+        elif self.attention:
+            found["attention"] = self.attention
         return found | ({"parallel": self.parallel} if self.parallel else {})
 
     @property
@@ -197,8 +200,8 @@ def build_learner(
     parallel = ranks.pick_parallel(wanted, STATE_BYTES * model.parameter_count(), room)
     if parallel != "fsdp":  # which moves a block at a time and keeps a part of it: a whole model may not fit
         model = model.to(device)
-    automatic = train.precision == "auto" and "precision" in decided
-    precision = Precision(decided["precision"] if automatic else resolve(train.precision, device), device)
+    precision = Precision(pick_precision(config, ranks, device, decided), device)
+    attention = pick_attention(config, model, ranks, device, precision.name, decided)
     compiled = set_up_blocks(config, model, ranks, device, precision.name, decided)
     rows = -(-rows_per_step(config) // ranks.world_size)
     micro_rows, tried = train.micro_rows, True
@@ -225,6 +228,7 @@ def build_learner(
         ),
         precision=precision,
         micro_rows=min(micro_rows, rows),
+        attention=attention,
         compiled=compiled,
     )
     if not tried and device.type == "cuda" and parallel != "fsdp":  # whose ranks cannot fail each for itself
@@ -232,51 +236,6 @@ def build_learner(
         if compiled and learner.micro_rows < min(micro_rows, rows):
             torch.compiler.reset()  # graphs of the sizes that did not fit count against what may be compiled
     return learner
-
-
-def set_up_blocks(
-    config: RunConfig, model: Transformer, ranks: Ranks, device: torch.device, precision: str, decided: dict[str, Any]
-) -> bool:
-    """Recomputation, float8, attention and, last, the compiler, before several ranks share the blocks.
-
-    Returns whether they are compiled. What `auto` would like and the machine cannot do is left out with a warning; the
-    trials take a GPU some seconds, so what `decided` tells is not tried again. Raises ValueError for float8 that
-    cannot be had.
-    """
-    train = config.train
-    model.recompute = train.activation_checkpointing
-
-    def works(what: str, instead: str, reason: str | None) -> bool:
-        if ranks.any(reason is not None):  # then on no rank, so that all compute alike
-            if ranks.rank == 0:
-                print(f"warning: {what} does not work on {device.type}, {instead}: {reason}", file=sys.stderr)
-            return False
-        return True
-
-    if train.fp8:
-        reason = float8_fails(device) or float8_misfits(config, precision)
-        if reason or not use_float8(model.blocks):
-            raise ValueError(f"train.fp8: {reason or 'no matrix in the blocks has widths that 16 divides'}")
-    compiled = train.compile is True
-    if train.compile == "auto" and device.type == "cuda":
-        known = decided.get("compile")
-        compiled = works("torch.compile", "blocks run eagerly", compiler_fails(device)) if known is None else known
-    if compiled and device.type == "cuda" and config.data.pack.document_mask:
-        known = decided.get("attention")
-        model.tiles = known == "flex" if known else works(
-            "FlexAttention", "a dense mask keeps documents apart", tiles_fail(config.model, device, DTYPES[precision])
-        )  # fmt: skip
-    if compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    return compiled
-
-
-def float8_misfits(config: RunConfig, precision: str) -> str | None:
-    """Why a run is not one for float8, in one line."""
-    if precision != "bf16":
-        return f"it needs train.precision bf16, not {precision}"
-    return "it needs a model.context that 16 divides" if config.model.context % 16 else None
 
 
 def training_loss(config: RunConfig, vocab_size: int, data: Prepared | None) -> Objective:

@@ -127,6 +127,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     have, targets = parts.data.train.rows_by_source, parts.data.train.targets_by_source
     for name, told in describe_course(config, have, targets, state, parts.total).items():
         print(f"{name}: {told}", file=sys.stderr)
+    print("auto: " + ", ".join(f"{name} {value}" for name, value in parts.learner.auto.items()), file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
     durable.atomic_write(path / "config.yaml", dump(kept))

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention import attend
     from .config import ModelConfig
     from .float8 import use_float8
     from .huggingface import from_huggingface, to_huggingface
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .trial import compiler_fails, float8_fails, tiles_fail
 
 _HOME = {
+    "attend": "attention",
     "beam_search": "sampling",
     "ModelConfig": "config",
     "Transformer": "transformer",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "ModelConfig",
     "Transformer",
+    "attend",
     "beam_search",
     "compiler_fails",
     "eval_mode",

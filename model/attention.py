@@ -14,6 +14,10 @@ TILE = 128
 """Queries, and keys, that FlexAttention computes or leaves out together: what its kernels are made for."""
 
 
+PRODUCTS = 512
+"""Keys up to which a CPU computes attention in bf16 by two products."""
+
+
 def document_mask(positions: Tensor) -> Tensor:
     """Who sees whom, bool (B, 1, T, T): earlier tokens of the same document. Position 0 starts a document."""
     document = (positions == 0).cumsum(1)
@@ -52,17 +56,18 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), order.int().unsqueeze(1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, products: int = PRODUCTS) -> Tensor:
     """softmax(q k^T / sqrt(K)) v for q (B, H, T, K) and k, v (B, G, S, K), all of one dtype; G divides H.
 
     `mask` is True where a query sees a key, bool (B, 1, T, S); None is causal, with T = S. Every query must see a key.
-    A mask by tiles goes without dropout, and outside of a compiled block it is slow.
+    A mask by tiles goes without dropout, and outside of a compiled block it is slow. On a CPU in bf16 up to `products`
+    keys are seen by two products, more by torch's flash kernel.
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
     if (group := q.shape[1] // k.shape[1]) > 1:  # repeated by hand: the kernels that take a mask have no grouped form
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > 512:
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > products:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
     # In bf16 torch's flash kernel for CPU takes about as long as in fp32. Up to 512 keys two plain products are faster,
     # forward and backward: 4 times at 128 keys, twice at 256, 1.5 times at 512. Beyond that the S x S scores cost more

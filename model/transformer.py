@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Mask, attend, document_mask, document_tiles
+from .attention import PRODUCTS, Mask, attend, document_mask, document_tiles
 from .config import ModelConfig
 
 if TYPE_CHECKING:
@@ -94,6 +94,16 @@ class Transformer(nn.Module):
             block.recompute = wanted  # type: ignore[assignment]
 
     @property
+    def products(self) -> int:
+        """Keys up to which a CPU computes attention in bf16 by two products."""
+        return self.blocks[0].attention.products  # type: ignore[union-attr,return-value]
+
+    @products.setter
+    def products(self, keys: int) -> None:
+        for block in self.blocks:
+            block.attention.products = keys  # type: ignore[union-attr]
+
+    @property
     def head_weight(self) -> Tensor:
         """The output head's weight, a Parameter (V, D): the embedding itself when tied."""
         return self.embed.weight if self.head is None else self.head.weight
@@ -168,6 +178,7 @@ class Attention(nn.Module):
         kv_dim = config.num_kv_heads * config.head_dim
         self.head_dim = config.head_dim
         self.dropout = config.dropout
+        self.products = PRODUCTS
         self.q = nn.Linear(config.dim, config.dim, bias=bias)
         self.k = nn.Linear(config.dim, kv_dim, bias=bias)
         self.v = nn.Linear(config.dim, kv_dim, bias=bias)
@@ -187,7 +198,7 @@ class Attention(nn.Module):
         q, k, v = (y.to(v.dtype).transpose(1, 2) for y in (q, k, v))
         if extend is not None:
             k, v = extend(k, v)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.products)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -12,7 +12,9 @@ import pytest
 from scripts.doctor import ROOT, dependencies
 
 LEAVES = {"data", "model", "loss", "trainer", "eval"}
-ROOTS = {"train", "resume", "instruments", "assemble", "course", "learner", "sizing", "durable", "tensorfiles"}
+ROOTS = {
+    "train", "resume", "instruments", "assemble", "course", "hardware", "learner", "sizing", "durable", "tensorfiles",
+}  # fmt: skip
 OURS = LEAVES | ROOTS | {"configs", "scripts", "tests"}
 HOMES = {  # third party -> the places that may import it; tests and benchmarks are exempt
     "wandb": {"trainer/tracking.py"},
@@ -65,7 +67,8 @@ def test_imports_go_one_way(path: Path):
         "trainer": {"durable", "tensorfiles"},
         "configs": {*LEAVES, "durable"},
         "sizing": {*LEAVES, "configs", "durable"},
-        "learner": {*LEAVES, "configs", "durable", "sizing"},
+        "hardware": {"configs", "model", "trainer"},
+        "learner": {*LEAVES, "configs", "durable", "sizing", "hardware"},
         "course": {*LEAVES, "configs", "durable", "learner"},
         "assemble": {*LEAVES, "configs", "durable", "sizing", "learner", "course"},
         "instruments": {*LEAVES, "course", "assemble"},

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-import learner as learner_module
+import hardware
 import model
 from configs import RunConfig, load
 from data import Batch
-from learner import build_learner, set_up_blocks
+from hardware import set_up_blocks
+from learner import build_learner
 from model import Transformer, eval_mode
 from scripts import doctor
 from sizing import random_batch
 from trainer.distributed import Place, Ranks
+from trainer.precision import Name
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ALONE = Ranks(Place(), CPU)
@@ -29,7 +31,7 @@ def configured(*overrides: str) -> RunConfig:
     return load("configs/tiny.yaml", [*SMALL, *overrides])
 
 
-def set_up(*overrides: str, device: torch.device = GPU, precision: str = "bf16", **decided: object) -> tuple:
+def set_up(*overrides: str, device: torch.device = GPU, precision: Name = "bf16", **decided: object) -> tuple:
     """(compiled, tiles, whether each block is compiled) of a model."""
     config = configured(*overrides)
     made = Transformer(config.model, V)
@@ -42,8 +44,8 @@ def says(reason: str | None) -> functools.partial:
 
 
 def test_a_gpu_compiles_and_keeps_documents_apart_by_tiles(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(learner_module, "compiler_fails", says(None))
-    monkeypatch.setattr(learner_module, "tiles_fail", says(None))
+    monkeypatch.setattr(hardware, "compiler_fails", says(None))
+    monkeypatch.setattr(hardware, "tiles_fail", says(None))
     assert set_up() == (True, True, [True, True])
     assert set_up("data.pack.document_mask=false") == (True, False, [True, True])
     assert set_up("train.compile=false") == (False, False, [False, False])
@@ -57,7 +59,7 @@ def test_what_does_not_work_is_left_out_with_one_warning(monkeypatch: pytest.Mon
     assert set_up() == (False, False, [False, False])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: torch.compile does not work on cuda, blocks run eagerly: ")
-    monkeypatch.setattr(learner_module, "compiler_fails", says(None))
+    monkeypatch.setattr(hardware, "compiler_fails", says(None))
     assert set_up() == (True, False, [True, True])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: FlexAttention does not work on cuda, a dense mask keeps documents apart: ")
@@ -77,8 +79,8 @@ def test_doctor_tells_what_of_it_works(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("attention", ["flex", "dense"])
 def test_what_a_run_has_decided_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, attention: str):
-    monkeypatch.setattr(learner_module, "compiler_fails", None)
-    monkeypatch.setattr(learner_module, "tiles_fail", None)
+    monkeypatch.setattr(hardware, "compiler_fails", None)
+    monkeypatch.setattr(hardware, "tiles_fail", None)
     assert set_up(compile=True, attention=attention) == (True, attention == "flex", [True, True])
     assert set_up(compile=False, attention="dense") == (False, False, [False, False])
 
@@ -93,16 +95,16 @@ def test_what_a_run_has_decided_is_not_tried_again(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_float8_that_cannot_be_had_is_refused(
-    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], precision: str, reason: str | None, told: str
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], precision: Name, reason: str | None, told: str
 ):
-    monkeypatch.setattr(learner_module, "float8_fails", says(reason))
+    monkeypatch.setattr(hardware, "float8_fails", says(reason))
     with pytest.raises(ValueError) as error:
         set_up("train.fp8=true", *overrides, device=CPU, precision=precision)
     assert str(error.value) == f"train.fp8: {told}"
 
 
 def test_a_run_in_float8_learns(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learner_module, "float8_fails", says(None))
+    monkeypatch.setattr(hardware, "float8_fails", says(None))
     made = build_learner(configured("train.fp8=true", "train.precision=bf16"), V, ALONE, CPU)
     batch, losses = random_batch(4, T, V, CPU), []
     for _ in range(12):
