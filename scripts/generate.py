@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     )
     prompt = [tokenizer.end_id, *prompt]
     ids: Iterable[int]
+    count, start = 0, time.perf_counter()
     if args.beams is not None:
         ids = beam_search(model, prompt, beams=args.beams, max_new_tokens=args.max_new_tokens, stop_id=stop)
     else:
@@ -61,7 +62,6 @@ def main(argv: Sequence[str]) -> None:
         )  # fmt: skip
     if not args.chat:
         print(args.prompt, end="", flush=True)
-    count, start = 0, time.perf_counter()
 
     def counted() -> Iterator[int]:
         nonlocal count

@@ -106,13 +106,21 @@ def shapes(book: Notebook, args: argparse.Namespace) -> None:
 def ranks(book: Notebook, args: argparse.Namespace) -> None:
     """The same rows a step, by one process or two."""
     shape = dataclasses.replace(TEN_MILLION, **QUICK_SHAPE) if args.quick else TEN_MILLION
-    words = Request("ours", "auto", shape, args.seconds, {"model.preset": "qwen3"}).words()
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "scripts.benches.train_ours")
-    asked = {ONE: ("scripts.benches.train_ours", words), TWO: (*torchrun, words)}
-    threads = {ONE: {"OMP_NUM_THREADS": "2"}, TWO: {"OMP_NUM_THREADS": "1"}}
+    threads, asked = {ONE: 2, TWO: 1}, {}
+    for name, count in threads.items():
+        options = {"model.preset": "qwen3", "run.threads": count}
+        begin = torchrun if name == TWO else ("scripts.benches.train_ours",)
+        asked[name] = (*begin, Request("ours", "auto", shape, args.seconds, options).words())
     for turn, name in measuring.rounds([ONE, TWO], args.repeats):
         if book.wants("ranks", name, turn):
-            note(book, "ranks", name, turn, measuring.ask(*asked[name], environment=threads[name]))
+            note(
+                book,
+                "ranks",
+                name,
+                turn,
+                measuring.ask(*asked[name], environment={"OMP_NUM_THREADS": str(threads[name])}),
+            )
 
 
 def corpus(book: Notebook, args: argparse.Namespace) -> None:

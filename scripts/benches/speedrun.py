@@ -20,7 +20,7 @@ from configs import entry, load
 
 from . import measuring
 from .measuring import ROOT, Notebook, Parser
-from .speedrun_nanogpt import README, command, copied
+from .speedrun_nanogpt import OUT, README, command, copied
 
 RECIPE = "configs/speedrun.yaml"
 SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -145,6 +145,7 @@ def their_runners(
 
     def run(place: Path, **changes: Any) -> dict[str, Any]:
         words = command(args.python, **changes | few)
+        (place / OUT / "ckpt.pt").unlink(missing_ok=True)  # one that diverges saves none
         answer = timed(words, place) | {"steps": (README | changes | few)["max_iters"]}
         return answer if "failed" in answer else answer | measuring.ask(
             "scripts.benches.speedrun_nanogpt", str(place), python=args.python

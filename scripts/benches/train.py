@@ -31,13 +31,14 @@ class Entrant:
     """Measured with `--compiled` alone."""
 
 
-GPT2, MUON = {"model.preset": "gpt2"}, {"optim.name": "muon"}
+DECAY = {"optim.weight_decay": 0.1}  # as the peers'
+GPT2, MUON = DECAY | {"model.preset": "gpt2"}, DECAY | {"optim.name": "muon"}
 ENTRANTS = {
-    "ours bf16": Entrant("ours", "auto", GPT2 | {"optim.name": "adamw"}),
+    "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
     "ours fp32": Entrant("ours", "fp32", GPT2 | {"optim.name": "adamw"}),
-    "ours bf16, Muon": Entrant("ours", "auto", GPT2 | MUON),
+    "ours bf16, Muon": Entrant("ours", "bf16", GPT2 | MUON),
     "ours fp32, Muon": Entrant("ours", "fp32", GPT2 | MUON),
-    "ours bf16, Muon, qwen3": Entrant("ours", "auto", {"model.preset": "qwen3"} | MUON),
+    "ours bf16, Muon, qwen3": Entrant("ours", "bf16", {"model.preset": "qwen3"} | MUON),
     "nanoGPT fp32": Entrant("nanoGPT", "fp32"),
     "nanoGPT bf16": Entrant("nanoGPT", "bf16"),
     "Trainer fp32": Entrant("Trainer", "fp32"),

@@ -23,7 +23,11 @@ tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median o
           at the end of its steps, everybody's without the first two
 peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 1024 x 1024 product in that precision, of
           all rounds
-step      memory at most, above what the process had before the model was made; process: of all of it
+rows      of the step that go through the model at once: ours by the default `train.micro_rows: auto`, which adds up
+          gradients of what fits its budget; the others take all, by their defaults
+step      memory at most, above what the process had before the model was made; process: of all of it. Ours tells
+          glibc to keep freed memory, as a run does
+AdamW     fused but for nanoGPT's, which asks for that on CUDA alone; weights decay by 0.1 everywhere
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too;
           nanoGPT's train.py has no autocast on a CPU: its bf16 is its step with autocast put in"""
 
@@ -59,12 +63,14 @@ def table(report: dict[str, Any], shape: str) -> list[tuple[str, ...]]:
     answers, found = report["answers"].get(shape, {}), speeds(report, shape)
     above, whole = medians(answers, "above"), medians(answers, "whole")
     base = found.get(OURS)
-    rows: list[tuple[str, ...]] = [("", "tokens/s", "spread", "ours bf16 is", "of peak", "step MiB", "process MiB")]
+    head = ("", "tokens/s", "spread", "ours bf16 is", "of peak", "rows", "step MiB", "process MiB")
+    rows: list[tuple[str, ...]] = [head]
     for name, rate in sorted(found.items(), key=lambda item: -item[1]):
         part = share(report, shape, name)
         rows.append((
             name, f"{rate:,.0f}", f"{spread([answer['tokens_per_s'] for answer in answers[name]]):.0%}",
             f"{base / rate:.2f}x" if base else "-", "-" if part is None else f"{part:.0%}",
+            str(answers[name][0].get("micro_rows", "all")),
             f"{above[name] / MIB:,.0f}", f"{whole[name] / MIB:,.0f}",
         ))  # fmt: skip
     return rows
@@ -75,7 +81,7 @@ def aims(report: dict[str, Any]) -> list[Aim]:
     made = []
     for shape, rows, vocab in shapes(report):
         found, at = speeds(report, shape), f"batch {rows}, vocabulary {vocab:,}"
-        above = medians(report["answers"].get(shape, {}), "above")
+        above = {n: m for n, m in medians(report["answers"].get(shape, {}), "above").items() if n in found}
         if OURS not in found:
             continue
         for name, wanted in SPEED.items():

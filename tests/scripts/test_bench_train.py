@@ -148,7 +148,7 @@ def test_ratios_are_those_of_the_medians():
         "memory of a step / nanoGPT bf16": (1.0, 1.0, True),
         "memory of a step / nanoGPT fp32": (1.0, 1.25, False),
     }
-    assert table(report, "16x65")[1] == ("ours bf16", "300", "103%", "1.00x", "30%", "100", "200")
+    assert table(report, "16x65")[1] == ("ours bf16", "300", "103%", "1.00x", "30%", "all", "100", "200")
     told = "\n".join(tables(report))
     assert "failed  litgpt fp32 (16x65): RuntimeError: no" in told
     assert "wrong   litgpt bf16-true (16x65): a loss of 0.100, not about ln 65" in told
