@@ -97,34 +97,38 @@ def set_up_blocks(
 ) -> bool:
     """Recomputation, float8, attention and, last, the compiler, before several ranks share the blocks.
 
-    Returns whether they are compiled. What `auto` would like and the machine cannot do is left out with a warning; the
-    trials take a GPU some seconds, so what `decided` tells is not tried again. Raises ValueError for float8 that
-    cannot be had.
+    Returns whether they are compiled. What `auto` would like and one rank's machine cannot do is left out on all, so
+    that all compute alike, with a warning. What `decided` tells holds: FlexAttention, whose trial takes a GPU some
+    seconds, is not tried again. Raises ValueError, on every rank, for float8 that cannot be had.
     """
     train = config.train
     model.recompute = train.activation_checkpointing
 
+    def anywhere(reason: str | None) -> str | None:
+        return next((told for told in ranks.each(reason) if told is not None), None)
+
     def works(what: str, instead: str, reason: str | None) -> bool:
-        if ranks.any(reason is not None):  # then on no rank, so that all compute alike
-            if ranks.rank == 0:
-                print(f"warning: {what} does not work on {device.type}, {instead}: {reason}", file=sys.stderr)
-            return False
-        return True
+        reason = anywhere(reason)
+        if reason is not None and ranks.rank == 0:
+            print(f"warning: {what} does not work on {device.type}, {instead}: {reason}", file=sys.stderr)
+        return reason is None
 
     if train.fp8:
-        reason = float8_fails(device) or float8_misfits(config, precision)
+        reason = anywhere(float8_fails(device) or float8_misfits(config, precision))
         if reason or not use_float8(model.blocks):
             raise ValueError(f"train.fp8: {reason or 'no matrix in the blocks has widths that 16 divides'}")
     compiled = train.compile is True
-    if train.compile == "auto" and device.type == "cuda":
-        known = decided.get("compile")
-        compiled = works("torch.compile", "blocks run eagerly", compiler_fails(device)) if known is None else known
+    if train.compile == "auto" and device.type == "cuda" and decided.get("compile", True):
+        compiled = works("torch.compile", "blocks run eagerly", compiler_fails(device))
     if compiled and device.type == "cuda" and config.data.pack.document_mask:
         known = decided.get("attention")
         model.tiles = known == "flex" if known else works(
             "FlexAttention", "a dense mask keeps documents apart", tiles_fail(config.model, device, DTYPES[precision])
         )  # fmt: skip
     if compiled:
+        from torch._dynamo import config as dynamo  # takes a second to import
+
+        dynamo.optimize_ddp = False  # it cuts models that are compiled whole at DDP's buckets, and would cut each block
         for block in model.blocks:
             block.compile(dynamic=False)
     return compiled

@@ -21,7 +21,7 @@ from trainer.meters import peak_flops
 from trainer.optim import Optimizers
 from trainer.precision import Precision
 
-SCORED_TOKENS = 4096  # of one batch of an evaluation, at least
+SCORED_TOKENS = 4096  # of one batch of an evaluation, about
 STATE_BYTES = 16  # of a parameter: the weight, its gradient and AdamW's two moments, in fp32
 
 
@@ -81,14 +81,22 @@ class Learner:
         """What `auto` settings came to, on this kind of device."""
         found = {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
         if self.device.type == "cuda":
-            found |= {"compile": self.compiled, "attention": "flex" if self.model.tiles else "dense"}
+            if self.config.train.compile == "auto":
+                found["compile"] = self.compiled
+            if self.compiled and self.config.data.pack.document_mask:
+                found["attention"] = "flex" if self.model.tiles else "dense"
         elif self.attention:
             found["attention"] = self.attention
         return found | ({"parallel": self.parallel} if self.parallel else {})
 
     @property
     def score_rows(self) -> int:
-        """Rows of one batch of an evaluation: more than of a small step, whose tensors would be too few to be fast."""
+        """Rows of one batch of an evaluation: more than of a small step, whose tensors would be too few to be fast.
+
+        Without the fused head logits of all rows are held, so there it is what memory was asked for.
+        """
+        if self.config.loss.fused == "off":
+            return self.micro_rows
         return max(self.micro_rows, SCORED_TOKENS // self.config.model.context)
 
     @cached_property

@@ -32,8 +32,8 @@ def fitting_rows(
 ) -> int:
     """As many of a rank's `rows` as should fit into memory at once, give or take what divides them.
 
-    A rule of thumb from the model's shape: on a CPU it is its caches that set the limit. Of weights, gradients and
-    optimizer state a rank holds one of `shards`.
+    A rule of thumb from the model's shape. Of weights, gradients and optimizer state a rank holds one of `shards`; on a
+    CPU they do not count, as caches set the limit there, which a step goes through once however large it is.
     """
     budget, roles, shape = memory.free_bytes(device), model.roles(), config.model
     matrix = sum(p.numel() for name, p in model.named_parameters() if roles[name] == "matrix")
@@ -46,7 +46,8 @@ def fitting_rows(
         at_once = tokens if config.loss.fused == "off" else min(chunk, tokens)
         parts = memory.estimate(model.parameter_count(), by_muon, tokens, layers, shape.dim)
         activations = parts.pop("activations") + memory.inputs(tokens, shape.layers - layers, shape.dim)
-        return sum(parts.values()) // shards + activations + memory.logits(at_once, vocab_size)
+        held = 0 if device.type == "cpu" else sum(parts.values()) // shards
+        return held + activations + memory.logits(at_once, vocab_size)
 
     return memory.largest_micro_rows(rows, lambda count: needed(count) <= budget)
 

@@ -30,8 +30,8 @@ def has_auto(config: RunConfig) -> bool:
 def without_auto(config: RunConfig, began: RunConfig | None = None) -> RunConfig:
     """The config with a number for each `auto` of optim.rates and train.batch_tokens.
 
-    It is the number that the run `began` with, so that one that is made longer keeps its rates; in a new run it is the
-    one of `trainer.rules`.
+    It is the number of the last start of a run that `began` before, so that one that is made longer keeps its rates; in
+    a new run it is the one of `trainer.rules`.
     """
     if began is not None and (began.model, began.optim.name) != (config.model, config.optim.name):
         began = None  # another run, which will be refused

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from durable import list_checkpoints
 from loss.registry import SHAPES, map_paths
 from trainer.config import RunSection
 
@@ -133,7 +134,7 @@ def _paths(value: Any, path: Path) -> Iterator[Path]:
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, go_on: bool = False) -> RunConfig:
     """The config in a YAML file, changed by `key.sub=value` texts. Raises `ConfigError` with all that is wrong.
 
-    What is `auto` in it comes from a rule, or with `go_on` from the run's own record if it has begun.
+    What is `auto` in it comes from a rule, or with `go_on` from the run's own record if it has a checkpoint.
     """
     reading = _Reading()
     _read_file(os.fspath(path), reading, ())
@@ -150,10 +151,11 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, go_on: 
 
 
 def _record(run: RunSection) -> dict[str, Any] | None:
-    """The tree of a run's `config.yaml`; None where there is none that can be read."""
+    """The tree of a run's `config.yaml`; None where nothing was trained yet or there is none that can be read."""
+    place = FilePath(run.dir, run.name)
     try:
-        return read_tree(FilePath(run.dir, run.name, "config.yaml"))
-    except ValueError:
+        return read_tree(place / "config.yaml") if list_checkpoints(place) else None
+    except (ValueError, OSError):
         return None
 
 

@@ -47,14 +47,17 @@ def product(
         return _int8(torch.cat(parts), bias, x, out, pages)
     if weights == "fp32" and not cpu:
         return _plain(parts, bias, x, out)
-    if weights == "fp32" and (len(x) == 1 or x.dtype != torch.float32 or not _packs()):
+    if weights == "fp32" and (len(x) == 1 or x.dtype != torch.float32 or not _packs(x.dtype)):
         return _plain([pages.joined(parts)], bias, x, out)
     weight = torch.cat(parts).to(torch.bfloat16 if weights == "bf16" else x.dtype)
-    return (_packed if cpu and _packs() else _cast)(weight, bias, x, out)
+    return (_packed if cpu and _packs(weight.dtype) else _cast)(weight, bias, x, out)
 
 
-def _packs() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out weights of a dtype for its kernels: bf16 only where the CPU has what those need."""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

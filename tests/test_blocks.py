@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,11 +79,39 @@ def test_doctor_tells_what_of_it_works(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("attention", ["flex", "dense"])
-def test_what_a_run_has_decided_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, attention: str):
-    monkeypatch.setattr(hardware, "compiler_fails", None)
-    monkeypatch.setattr(hardware, "tiles_fail", None)
+def test_what_a_run_has_decided_holds(monkeypatch: pytest.MonkeyPatch, attention: str):
+    monkeypatch.setattr(hardware, "tiles_fail", None)  # a trial that takes seconds, and is not made again
+    monkeypatch.setattr(hardware, "compiler_fails", says(None))
     assert set_up(compile=True, attention=attention) == (True, attention == "flex", [True, True])
-    assert set_up(compile=False, attention="dense") == (False, False, [False, False])
+    assert set_up(compile=False) == (False, False, [False, False])
+    monkeypatch.setattr(hardware, "compiler_fails", says("no compiler on this machine"))
+    assert set_up(compile=True, attention=attention) == (False, False, [False, False])
+
+
+def test_only_what_auto_decided_is_kept_as_decided():
+    """A run that was once told not to compile asks the machine again when it is told `auto`."""
+    config = configured("train.compile=false")
+    made = build_learner(config, V, ALONE, CPU)
+    for compile, kept in ((False, set()), ("auto", {"compile"}), (True, {"attention"})):
+        there = replace(made, device=GPU, compiled=compile is True)
+        there.config = replace(config, train=replace(config.train, compile=compile))
+        assert there.auto.keys() - {"device", "precision", "micro_rows"} == kept
+
+
+def test_the_reason_of_any_rank_is_told_on_all(monkeypatch: pytest.MonkeyPatch, capsys):
+    class OneOfTwo(Ranks):
+        def each(self, value):
+            return [value, "no Triton there"]
+
+    monkeypatch.setattr(hardware, "compiler_fails", says(None))
+    config = configured()
+    ranks = OneOfTwo(Place(), CPU)
+    assert not set_up_blocks(config, Transformer(config.model, V), ranks, GPU, "bf16", {})
+    assert capsys.readouterr().err.endswith("blocks run eagerly: no Triton there\n")
+    monkeypatch.setattr(hardware, "float8_fails", says(None))
+    config = configured("train.fp8=true", "train.precision=bf16")
+    with pytest.raises(ValueError, match="no Triton there"):
+        set_up_blocks(config, Transformer(config.model, V), ranks, GPU, "bf16", {})
 
 
 @pytest.mark.parametrize(

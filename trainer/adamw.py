@@ -11,8 +11,8 @@ from torch.optim.adamw import adamw
 class Optimizer:
     """Groups of parameters with options of their own, and a few tensors of state for each parameter.
 
-    The same attributes as `torch.optim.Optimizer`, from which it does not inherit: to make one of those imports
-    torch's compiler, which takes a second at every start.
+    It has the `param_groups` and the `state` of a `torch.optim.Optimizer`, as GradScaler reads them, and does not
+    inherit from it: to make one of those imports torch's compiler, which takes a second at every start.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -60,7 +60,7 @@ class AdamW(Optimizer):
             if not parameters:
                 continue
             states = self.states(parameters)
-            fused = parameters[0].device.type in ("cpu", "cuda")
+            fused = parameters[0].device.type in ("cpu", "cuda", "mps")
             adamw(
                 parameters,
                 [p.grad for p in parameters if p.grad is not None],

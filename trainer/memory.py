@@ -42,7 +42,8 @@ def inputs(tokens: int, layers: int, dim: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a step may use: most of a GPU's free memory; on a CPU little, since big batches leave its caches."""
+    """What may be used: most of a GPU's free memory; on a CPU little, for what a micro-batch makes, since big ones
+    leave its caches."""
     if device.type == "cuda":
         return int(0.8 * torch.cuda.mem_get_info(device)[0])
     return min(CPU_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)

@@ -1,6 +1,7 @@
 """What `auto` means for sizes of the optimizer: pure functions of model and run. No torch.
 
-Fitted to short runs, of 172 to 250 thousand tokens, mostly one seed each: a place to begin, not an optimum.
+Fitted to short runs of the qwen3 preset, of 172 to 250 thousand tokens, mostly one seed each: a place to begin, not an
+optimum, and least of all for the table of positions in gpt2, which takes the embedding's rate.
 `python -m scripts.bench recipe --sweep` measures what each number rests on.
 """
 

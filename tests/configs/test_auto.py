@@ -59,6 +59,8 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(path: Path, tmp_path: Path)
     assert load(path, go_on=True) == load(path)
     began = load(path, ["optim.rates.matrix=0.3"])
     run.write_text(dump(began))
+    assert load(path, go_on=True) == load(path), "nothing was trained with it"
+    (tmp_path / "x" / "checkpoints" / "step_00000005").mkdir(parents=True)
     longer = load(path, ["train.tokens=100M"], go_on=True)
     assert longer.train.batch_tokens == began.train.batch_tokens != load(path, ["train.tokens=100M"]).train.batch_tokens
     assert longer.optim.rates == began.optim.rates

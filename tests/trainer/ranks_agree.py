@@ -203,15 +203,18 @@ def compiled_blocks_agree(ranks: Ranks) -> None:
         return
     from torch._dynamo.utils import counters
 
-    alone = learner_of(configured(), ALONE)
     config = configured("train.activation_checkpointing=true", "train.compile=true")
-    with mock.patch.object(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager")):
-        shared = learner_of(config, ranks, "fsdp")
-    assert shared.compiled and shared.model.recompute and not alone.compiled
-    found = [(backward(learner, 50), score(learner), gradients(learner)) for learner in (shared, alone)]
-    close(found[0], found[1], "compiled", 1e-5)
-    graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
-    assert graphs == 2 and not breaks, (graphs, breaks)  # to learn and to score, for all blocks
+    for parallel in ("ddp", "fsdp"):
+        torch.compiler.reset()
+        counters.clear()
+        alone = learner_of(configured(), ALONE)
+        with mock.patch.object(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager")):
+            shared = learner_of(config, ranks, parallel)
+        assert shared.compiled and shared.model.recompute and not alone.compiled
+        found = [(backward(learner, 50), score(learner), gradients(learner)) for learner in (shared, alone)]
+        close(found[0], found[1], f"compiled, {parallel}", 1e-5)
+        graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
+        assert graphs == 2 and not breaks, (parallel, graphs, breaks)  # to learn and to score, for all blocks
 
 
 def gradients_travel_once(ranks: Ranks) -> None:
