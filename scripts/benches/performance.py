@@ -14,7 +14,7 @@ from typing import Any
 from configs import entry
 from durable import atomic_write
 
-from .measuring import ROOT, Parser
+from .measuring import ROOT, Parser, commit_of
 
 PEERS = "--nanogpt NANOGPT --python PYTHON"
 SECTIONS = {
@@ -56,7 +56,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def gathered(folder: Path) -> dict[str, dict[str, Any]]:
-    """The reports that are there. Raises ValueError when there is none, or one that was measured in a hurry."""
+    """The reports that are there.
+
+    Raises ValueError when there is none, one that was measured in a hurry, or several of different commits.
+    """
     reports = {}
     for name, (_, _, command) in SECTIONS.items():
         path = folder / f"bench_{name}.json"
@@ -65,6 +68,10 @@ def gathered(folder: Path) -> dict[str, dict[str, Any]]:
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         if reports[name].get("settings", {}).get("quick"):
             raise ValueError(f"{path}: measured with --quick, which says nothing; run {command}")
+    commits = {name: commit_of(report) for name, report in reports.items()}
+    if len(set(commits.values())) > 1:
+        told = ", ".join(f"{name} at {commit}" for name, commit in commits.items())
+        raise ValueError(f"{folder} has reports of several commits, which do not make one page: {told}")
     if not reports:
         raise ValueError(f"{folder} has no report; {SECTIONS['train'][2]} makes one")
     return reports

@@ -26,10 +26,14 @@ class Row(NamedTuple):
 
 
 def rows_of(report: dict[str, Any]) -> list[Row]:
-    """The recipe, then each lever by what it costs; a difference is one between runs of the same seed."""
+    """The recipe, then each lever by what it costs; a difference is one between runs of the same seed.
+
+    A lever of which a run failed has none: the mean of those that went well would flatter it.
+    """
     found = {
-        name: {answer["seed"]: answer for answer in answers if "nll" in answer}
+        name: {answer["seed"]: answer for answer in answers}
         for name, answers in report["answers"].get(RUNS, {}).items()
+        if not any("failed" in answer for answer in answers)
     }
     base, made = found.get(BASE, {}), []
     for name, answers in found.items():
@@ -44,14 +48,19 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
 
 
 def deviation(values: Any) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    """NaN for a single value, which says nothing about it."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def digits(deviation: float) -> str:
+    return "-" if math.isnan(deviation) else f"{deviation:.4f}"
 
 
 def table(report: dict[str, Any]) -> list[str]:
     """Lines for a terminal."""
     made: list[tuple[str, ...]] = [("", "nll", "sd", "against the recipe", "sd", "steps")]
     for row in rows_of(report):
-        made.append((row.name, f"{row.nll:.4f}", f"{row.spread:.4f}", f"{row.apart:+.4f}", f"{row.apart_spread:.4f}",
+        made.append((row.name, f"{row.nll:.4f}", digits(row.spread), f"{row.apart:+.4f}", digits(row.apart_spread),
                      str(row.steps)))  # fmt: skip
     quick = [QUICK] if report["settings"]["quick"] else []
     return ["", *quick, *columns(made), *([""] * bool(swept(report))), *swept(report), *failures(report)]
@@ -91,8 +100,8 @@ def page(report: dict[str, Any]) -> str:
     what = {lever.name: lever.what for lever in LEVERS} | {BASE: "as it is"}
     made = rows_of(report)
     lines = [
-        f"| {row.name} | {what.get(row.name, '')} | {row.nll:.4f} | {row.spread:.4f} | {row.apart:+.4f} "
-        f"| {row.apart_spread:.4f} | {row.steps} |"
+        f"| {row.name} | {what.get(row.name, '')} | {row.nll:.4f} | {digits(row.spread)} | {row.apart:+.4f} "
+        f"| {digits(row.apart_spread)} | {row.steps} |"
         for row in made
     ]
     sweeps = "\n".join(f"- {line}" for line in swept(report)) or "(not measured: `--sweep`)"

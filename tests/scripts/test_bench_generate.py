@@ -104,8 +104,8 @@ def test_what_is_told_by_hand():
     assert "failed  nanoGPT fp32 (llama): no such file" in lines
     found = {aim.what: (aim.found, aim.met) for aim in generate.aims(report, "llama")}
     assert found == {
-        "llama, 1 prompt, fp32: ours / transformers": (3.0, True),
-        "llama, 1 prompt, best of each: ours / transformers": (6.0, True),
+        "llama, 1 prompt: ours fp32 / transformers fp32": (3.0, True),
+        "llama, 1 prompt: ours int8 / transformers bf16": (6.0, True),
     }
     assert any("1,000,000 tokens/s" in line and "2,000,000 tokens/s" in line for line in lines)
 

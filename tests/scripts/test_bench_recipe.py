@@ -60,6 +60,14 @@ def test_differences_are_between_runs_of_one_seed() -> None:
     assert "{" not in page
 
 
+def test_one_seed_has_no_spread_and_a_lever_that_failed_once_no_mean() -> None:
+    found = report(**{BASE: [1.0], "one": [1.1], "failed": [0.1]})
+    found["answers"][RUNS]["failed"].append({"seed": 1, "failed": "it diverged"})
+    assert [row.name for row in recipe_report.rows_of(found)] == [BASE, "one"]
+    assert "| one |  | 1.1000 | - | +0.1000 | - | 5 |" in recipe_report.page(found)
+    assert "failed  failed (runs): it diverged" in recipe_report.table(found)
+
+
 def test_the_best_of_a_sweep_is_the_vertex() -> None:
     assert recipe_report.vertex([(0.01, 2.0), (0.02, 1.0), (0.04, 2.0)]) == pytest.approx(0.02)
     assert recipe_report.vertex([(1.0, 4.0), (2.0, 1.0), (4.0, 0.0)]) == pytest.approx(4.0)  # at 2^2

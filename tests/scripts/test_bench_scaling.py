@@ -120,6 +120,11 @@ def test_the_page_has_every_report(tmp_path: Path, capsys):
     assert (out / "performance_scaling.png").is_file()
     assert json.loads((out / "performance.json").read_text()) == {"scaling": report}
     assert "missing  python -m scripts.bench generate" in capsys.readouterr().err
+    git = {"environment": {"git": {"commit": "0123456789abcdef", "modified": False}}}
+    (reports / "bench_train.json").write_text(json.dumps(report | git))
+    assert bench.main(["performance", "--reports", str(reports), "--out", str(out)]) == 2
+    assert "several commits, which do not make one page: train at 0123456789ab, scaling" in capsys.readouterr().err
+    (reports / "bench_train.json").unlink()
     settings["quick"] = True
     (reports / "bench_scaling.json").write_text(json.dumps(report))
     assert bench.main(["performance", "--reports", str(reports), "--out", str(out)]) == 2
