@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.benches import generate, measuring
 from scripts.doctor import ROOT
 from tests.conftest import Bench
 
@@ -127,6 +128,25 @@ def test_figures_are_those_of_the_committed_run():
     assert f"{rows[-1]['step']} steps" in README and f"{rows[-1]['tokens'] / 1e6:.2f}M tokens" in README
     for size in json.loads(FINAL.read_text())["compression"].values():
         assert f"{size:.3f}" in README and rows[-1]["val/bpb"] < size
+
+
+def test_figures_of_speed_are_those_of_the_committed_reports():
+    reports = json.loads((ROOT / "docs" / "performance.json").read_text())
+    trained = ["ours bf16", "nanoGPT bf16", "nanoGPT fp32", "Trainer bf16"]
+    waited = ["ours, corpus prepared", "nanoGPT, README", "nanoGPT, bf16, best rate"]
+    wanted = {
+        ("speedrun", "wall", "seconds", "{:.2f} s"): waited,
+        ("train", "16x65", "tokens_per_s", "{:,.0f}"): [*trained, "litgpt bf16-true"],
+        ("train", "4x50304", "tokens_per_s", "{:,.0f}"): [*trained, "litgpt bf16-mixed"],
+    }
+    section = README.partition("## Speed")[2].partition("\n## ")[0]
+    for (name, case, key, form), entrants in wanted.items():
+        found = measuring.medians(reports[name]["answers"][case], key)
+        told = [form.format(found[entrant]) for entrant in entrants]
+        assert any(all(text in line for text in told) for line in section.splitlines()), told
+    found = generate.speeds(reports["generate"], "qwen3", 1)
+    told = [f"{found[name]:,.0f}" for name in ("ours fp32", "ours int8", "transformers fp32", "transformers bf16")]
+    assert any(all(text in line for text in told) for line in section.splitlines()), told
 
 
 def test_recipes_say_how_they_were_measured():

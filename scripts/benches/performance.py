@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     atomic_write(args.out / "performance.json", json.dumps(reports, indent=1) + "\n")
     for name, report in reports.items():
-        if draw := getattr(module_of(name), "draw", None):
-            draw(report, args.out / picture(name))
-    atomic_write(args.out / "performance.md", page(reports))
+        (args.out / picture(name)).unlink(missing_ok=True)
+        module_of(name).draw(report, args.out / picture(name))
+    atomic_write(args.out / "performance.md", page(reports, args.out))
     for name in SECTIONS.keys() - reports.keys():
         print(f"missing  {SECTIONS[name][2]}", file=sys.stderr)
     print(f"report   {args.out / 'performance.md'}")
@@ -85,8 +85,8 @@ def picture(name: str) -> str:
     return f"performance_{name}.png"
 
 
-def page(reports: dict[str, dict[str, Any]]) -> str:
-    """The page, from the reports alone."""
+def page(reports: dict[str, dict[str, Any]], out: Path) -> str:
+    """The page, from the reports alone, with the pictures that are in `out`."""
     parts = [HEAD]
     for name, report in reports.items():
         title, _, command = SECTIONS[name]
@@ -103,7 +103,7 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
             "\n".join(module.tables(report)).strip("\n"),
             "```\n",
         ]
-        if hasattr(module, "draw"):
+        if (out / picture(name)).is_file():
             parts.append(f"![{title}]({picture(name)})\n")
     return "\n".join(parts)
 

@@ -139,7 +139,7 @@ goes on where it was cut off.
 `optim.rates` (all or each of its four) and `train.batch_tokens` are `auto` unless given: a config that says only how
 large the model is and how long it is trained gets the values of [trainer/rules.py](../trainer/rules.py). Loading a
 config puts the numbers in their place, so `--print-config`, `--dry-run` and a run's `config.yaml` show them, and that
-file alone repeats the run. A run that has begun keeps the numbers that it began with, also when it is made longer.
+file alone repeats the run. A run with a checkpoint keeps the numbers of its last start, also when it is made longer.
 
 | value | rule |
 |---|---|

@@ -15,7 +15,9 @@ nll       nats per character over the whole validation split (the last 10 % of t
           ours as its metrics.jsonl tells, nanoGPT's of its ckpt.pt in windows of a block side by side
 prepared  ours on a corpus that was tokenized before, as nanoGPT's data are by its prepare.py: the ratio that is
           quoted; first start: tokenizing is in the time too
-bf16      nanoGPT's train.py has no autocast on a CPU whatever its dtype: here its copy has it"""
+bf16      nanoGPT's train.py has no autocast on a CPU whatever its dtype: here its copy has it
+best rate the fewest of 500, 750, 1000, 1500 and 2000 iterations at which one of four rates reaches the loss, and the
+          rate that is best there; all else, warm-up and evaluations too, as its README has it"""
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
