@@ -12,8 +12,6 @@ Mask = Tensor | BlockMask | None
 """Who sees whom: as a bool tensor (B, 1, T, S), by tiles, or plainly causal."""
 TILE = 128
 """Queries, and keys, that FlexAttention computes or leaves out together: what its kernels are made for."""
-
-
 PRODUCTS = 512
 """Keys up to which a CPU computes attention in bf16 by two products."""
 
