@@ -123,7 +123,7 @@ What the parts of [configs/speedrun.yaml](../configs/speedrun.yaml) are worth, a
 Each row is the speedrun with one thing changed: characters of Shakespeare, a model of 4 layers and 128 wide, the nll in
 nats per character over the whole validation split at the end. Mean and standard deviation (sd) of {seeds} seeds; the
 difference is taken between runs of the same seed, and less than about twice its sd / sqrt({seeds}) is nothing. All rows
-take the same number of steps, but for those that say otherwise.
+take the same number of steps, but for those that say otherwise, and stand in order of the difference.
 
 | lever | what is changed | nll | sd | against the recipe | sd | steps |
 |---|---|--:|--:|--:|--:|--:|
@@ -152,14 +152,14 @@ file alone repeats the run. A run with a checkpoint keeps the numbers of its las
 The exponent of the batch is that of [Bergsma et al.](https://arxiv.org/abs/2505.13738); it asks for few tokens, not for
 little time, and larger steps are faster per token. The ids are those of the config: `data.tokenizer.train.vocab_size`,
 128 for bytes and characters, 32,768 for a tokenizer in a file. The power is what 200 steps of the quickstart (4,096
-ids) tell: there 0.3 for the embedding ended at 4.44 nats per token and 0.1 at 4.53. The rest was fitted to sweeps of
-the speedrun, one seed each: the nll of each value, and where a parabola through three of them over the logarithm is
-lowest.
+ids) tell: there 0.3 for the embedding ended at 4.44 nats per token and 0.1 at 4.53. The rest was chosen by hand after
+sweeps of the speedrun, one seed each: a place to begin, not an optimum. The nll of each value, and where a parabola
+through three of them over the logarithm is lowest, or the end of the range where that lies outside:
 
 {sweeps}
 
 **Scale of Muon's updates.** An orthogonalized update of R rows and C columns is multiplied by sqrt(max(1, R / C)), and
-the best rate hardly moves with the width. With 0.2 sqrt(max(R, C)) ([Moonlight](https://arxiv.org/abs/2502.16982)),
+the best rate moves little with the width. With 0.2 sqrt(max(R, C)) ([Moonlight](https://arxiv.org/abs/2502.16982)),
 which keeps the size of an element of the update, the same updates need half of the rate at four times the width.
 
 **Momentum.** By default Muon's momentum rises from 0.85 to 0.95 over 300 steps: short runs gain from the lower values,
