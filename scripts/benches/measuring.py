@@ -82,6 +82,7 @@ def surroundings(device: str = "auto", threads: int | None = None) -> dict[str, 
         torch.set_num_threads(threads)
     threads = torch.get_num_threads()
     made = environment(device, threads, {"load": list(os.getloadavg())})
+    del made["argv"]  # a report is published: `spoken` tells the command without places of this machine
     hardware = f"{made['cpu']}, {usable_cpus()} CPUs, {threads} thread{'s' * (threads > 1)}"
     if device == "cuda":
         hardware = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
@@ -184,7 +185,7 @@ def spoken(name: str, argv: Sequence[str]) -> str:
     words, option = [f"python -m scripts.bench {name}"], ""
     for word in argv:
         option = word if word.startswith("--") else option
-        if option in ("--python", "--nanogpt"):
+        if option in ("--python", "--nanogpt", "--text"):
             words += [word] if word == option else [option[2:].upper()]
         elif option not in ("--out", "--only", "--resume"):
             words.append(word)

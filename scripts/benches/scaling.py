@@ -114,13 +114,8 @@ def ranks(book: Notebook, args: argparse.Namespace) -> None:
         asked[name] = (*begin, Request("ours", "auto", shape, args.seconds, options).words())
     for turn, name in measuring.rounds([ONE, TWO], args.repeats):
         if book.wants("ranks", name, turn):
-            note(
-                book,
-                "ranks",
-                name,
-                turn,
-                measuring.ask(*asked[name], environment={"OMP_NUM_THREADS": str(threads[name])}),
-            )
+            environment = {"OMP_NUM_THREADS": str(threads[name])}
+            note(book, "ranks", name, turn, measuring.ask(*asked[name], environment=environment))
 
 
 def corpus(book: Notebook, args: argparse.Namespace) -> None:

@@ -75,11 +75,13 @@ def tell(what: str, answer: dict[str, Any]) -> None:
 
 
 def corpus(other: Path | None = None) -> Path:
-    """The recipe's text, or an`other`. Raises ValueError when it is not there, saying where to get the recipe's."""
+    """The recipe's text, or `other`. Raises ValueError when it is not there, saying where to get the recipe's."""
+    if other is not None:
+        if not other.is_file():
+            raise ValueError(f"--text {other}: there is no such file")
+        return other.absolute()
     source = next(iter(load(str(ROOT / RECIPE)).data.sources.values()))
-    path = ROOT / (source.files or ("",))[0] if other is None else other.absolute()
-    if other is not None and not path.is_file():
-        raise ValueError(f"--text {other}: there is no such file")
+    path = ROOT / (source.files or ("",))[0]
     if not path.is_file():
         raise ValueError(f"{path.relative_to(ROOT)} is missing: curl -o {path.relative_to(ROOT)} {SOURCE}")
     return path
