@@ -1,6 +1,7 @@
 # make train [CONFIG=configs/quickstart.yaml] [ARGS="train.steps=50"]   train; the same command goes on after a stop
 # make test [JOBS=2]                                                   the test suite, in so many processes
 # make soak [JOBS=2]                                                   the tests with long counts
+# make gpu                                                             the tests of what a CPU cannot show, on a GPU
 # make clean                                                           remove .venv and caches, never corpora or runs
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ ARGS   ?=
 JOBS   ?= 2
 BIN    := .venv/bin
 
-.PHONY: train test soak lint clean
+.PHONY: train test soak gpu lint clean
 
 train: .venv/core
 	@$(BIN)/python train.py $(CONFIG) $(ARGS)
@@ -19,6 +20,9 @@ test: .venv/test
 
 soak: .venv/soak
 	@$(BIN)/python -m pytest -q -m soak -n $(JOBS) --dist loadfile
+
+gpu: .venv/test
+	@$(BIN)/python -m pytest -q -m gpu
 
 lint: .venv/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -239,6 +239,7 @@ def build_learner(
         attention=attention,
         compiled=compiled,
     )
+    learner.objective.compiled = learner.plain.compiled = compiled and device.type == "cuda"
     if not tried and device.type == "cuda" and parallel != "fsdp":  # whose ranks cannot fail each for itself
         learner.micro_rows = settle(learner, rows)
         if compiled and learner.micro_rows < min(micro_rows, rows):

@@ -21,17 +21,26 @@ from torch import Tensor
 
 from .head import Head, Shard
 from .measure import Measure, first_of_the_best
+from .passes import compiled as compiled_passes
 from .products import Products, WithGradients, chunk_rows, eager
 from .rows import Rows, sum_dtype
 
 
 @eager
 def fused(
-    measure: Measure, hidden: Tensor, head: Head, rows: Rows, *, chunk: int | None = None, detail: bool = False
+    measure: Measure,
+    hidden: Tensor,
+    head: Head,
+    rows: Rows,
+    *,
+    chunk: int | None = None,
+    detail: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum over rows of `measure`'s loss, differentiable by hidden (n, D), weight and bias; and what
     `Measure.of_logits` gives for each row, with `loss`, detached.
 
+    `compiled`: the passes over the vocabulary by kernels made by the compiler, where they can be.
     Differentiable once. Raises ValueError for what a sharded head cannot do.
     """
     if head.shard is not None and (measure.whole or detail or head.softcap is not None):
@@ -42,7 +51,7 @@ def fused(
         size = chunk or chunk_rows(len(head.weight), hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             by_autograd = measure.whole or head.softcap is not None or detail
-            make = _Whole(measure, head, detail) if by_autograd else _Vectors(measure, head, products)
+            make = _Whole(measure, head, detail) if by_autograd else _Vectors(measure, head, products, compiled)
             values = [make(logits, rows[part], products, part) for part, logits in products.chunks(size)]
             make.finish(products)
         joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
@@ -76,8 +85,10 @@ class _Whole:
 class _Vectors:
     """Chunks of a loss whose terms read one number a target, with the gradient in closed form."""
 
-    def __init__(self, measure: Measure, head: Head, products: Products):
+    def __init__(self, measure: Measure, head: Head, products: Products, compiled: bool):
         self.measure, self.head, self.shard = measure, head, head.shard
+        # Probabilities in fp16 would lose those below its range before they are scaled.
+        self.passes = compiled_passes() if compiled and not head.shard and products.dtype != torch.float16 else None
         self.wanted = any(products.wanted)
         self.priors: dict[str, Tensor] = {}
         self.masses: dict[str, Tensor] = {}
@@ -107,11 +118,15 @@ class _Vectors:
         self.mean_logits[name] = _sum(logits, self.shard).unsqueeze(1)
 
     def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
-        p, top = self._softmax(logits, products.exact)
-        if self.shard is None:
-            found = _Found.whole(logits, p, top, rows)
+        p = None
+        if self.passes:
+            found = _Found.compiled(*self.passes[0](logits, rows.targets), rows)
         else:
-            found = _Found.split(logits, p, top, rows, self.shard)
+            p, top = self._softmax(logits, products.exact)
+            if self.shard is None:
+                found = _Found.whole(logits, p, top, rows)
+            else:
+                found = _Found.split(logits, p, top, rows, self.shard)
         fixed = {f"ut/{name}": self.measure.priors[name][rows.targets] / self.masses[name] for name in self.priors}
         vectors = {"lp": found.lp, "lse": found.lse}
         vectors |= {f"lu/{name}": mean[part] - found.lse for name, mean in self.mean_logits.items()}
@@ -141,12 +156,12 @@ class _Vectors:
         self,
         by: dict[str, Tensor],
         found: "_Found",
-        p: Tensor,
+        p: Tensor | None,
         logits: Tensor,
         products: Products,
         part: slice,
     ) -> None:
-        """From the gradients by the vectors to those of the head's inputs; writes over `p` and `logits`."""
+        """From the gradients by the vectors to those of the head's inputs; writes over `p`, if any, and `logits`."""
         a = by["lp"]
         r = by["lse"] - a.sum(1, keepdim=True)
         for name in self.priors:
@@ -159,7 +174,12 @@ class _Vectors:
         floor = torch.finfo(a.dtype).eps * a.abs().amax(1, keepdim=True)
         r = torch.where(r.abs() < floor, floor, r)
         ratio = torch.where(r == 0, 0.0, a / r)
-        products.add(part, p.scatter_add_(1, found.index, ratio), r, logits)
+        if p is None:
+            assert self.passes is not None
+            d_logits = self.passes[1](logits, found.top, found.log_top, found.index, ratio)
+        else:
+            d_logits = p.scatter_add_(1, found.index, ratio)
+        products.add(part, d_logits, r, logits)
 
     def finish(self, products: Products) -> None:
         """The rank-one parts, and the other ranks' share of the gradient by the hidden states."""
@@ -180,8 +200,10 @@ class _Found:
 
     lp: Tensor
     """(C, K)."""
-    lse: Tensor
-    """(C, 1)."""
+    top: Tensor
+    """(C, 1): x_top."""
+    log_top: Tensor
+    """(C, 1): log p_top."""
     correct: Tensor
     """bool (C,)."""
     index: Tensor
@@ -191,12 +213,22 @@ class _Found:
     share: Tensor | None = None
     """(C, 1): the mass of this rank's ids, when there are other ranks."""
 
+    @property
+    def lse(self) -> Tensor:
+        """(C, 1)."""
+        return self.top - self.log_top
+
+    @classmethod
+    def compiled(cls, top: Tensor, log_top: Tensor, x: Tensor, guess: Tensor, rows: Rows) -> "_Found":
+        correct = guess == rows.targets[:, 0]
+        return cls((x - top) + log_top, top, log_top, correct, rows.targets, rows.valid)
+
     @classmethod
     def whole(cls, logits: Tensor, p: Tensor, top: Tensor, rows: Rows) -> "_Found":
         log_top = p.amax(1, keepdim=True).log()
         x = logits.gather(1, rows.targets).to(p.dtype)
         correct = first_of_the_best(logits, x[:, :1] >= top, rows.targets[:, :1])
-        return cls((x - top) + log_top, top - log_top, correct, rows.targets, rows.valid)
+        return cls((x - top) + log_top, top, log_top, correct, rows.targets, rows.valid)
 
     @classmethod
     def split(cls, logits: Tensor, p: Tensor, own: Tensor, rows: Rows, shard: Shard) -> "_Found":
@@ -214,7 +246,7 @@ class _Found:
         nothing = torch.iinfo(torch.int64).min
         first = -shard.max(torch.where(own >= top, -(place + shard.start), nothing))
         share = ((own_lse - top) + log_top).exp()
-        return cls(lp, top - log_top, (first == rows.targets[:, :1]).squeeze(1), index, inside, share)
+        return cls(lp, top, log_top, (first == rows.targets[:, :1]).squeeze(1), index, inside, share)
 
 
 def _sum(values: Tensor, shard: Shard | None) -> Tensor:

@@ -87,6 +87,8 @@ class Objective:
         self.config, self.vocab_size = config, vocab_size
         self.recipe = Recipe(config, vocab_size, counts, sources)
         self._whole_when_joined = False
+        self.compiled = False
+        """Whether the fused head has the compiler make its passes over the vocabulary, which pays on GPUs."""
 
     @property
     def reads(self) -> set[str]:
@@ -136,12 +138,15 @@ class Objective:
         if self.config.fused == "off" and head.shard is None:
             loss, values = _reference(call, head.logits(picked))
         elif (
-            self.config.fused == "auto" and not (detail or per_token) and serves(call.measure, head, call.rows, picked)
-        ):
+            not (self.compiled or detail or per_token or self.config.fused != "auto")
+            and serves(call.measure, head, call.rows, picked)
+        ):  # fmt: skip
             loss, values = liger(picked, head, call.rows)
         else:
             chunk = None if self.config.chunk == "auto" else self.config.chunk
-            loss, values = fused(call.measure, picked, head, call.rows, chunk=chunk, detail=detail)
+            loss, values = fused(
+                call.measure, picked, head, call.rows, chunk=chunk, detail=detail, compiled=self.compiled
+            )  # fmt: skip
         return self._output(call, loss, values, denom, per_token)
 
     def from_logits(

@@ -13,7 +13,7 @@ from torch import Tensor
 from .head import Head
 
 # Bytes of a chunk's logits in fp32: on a CPU near its caches, elsewhere enough to fill the device.
-_CPU_BYTES, _DEVICE_BYTES = 48 << 20, 256 << 20
+_CPU_BYTES, _DEVICE_BYTES = 48 << 20, 1 << 30
 # Every chunk lays out the whole weight for its product and goes once over the weight's gradient: fewer rows than
 # these would spend their time there.
 _MIN_ROWS, _MAX_ROWS = 256, 4096
@@ -107,6 +107,9 @@ class Products:
             self.d_weight.addmm_(grad.t(), rows)
             return
         # Rounded to bf16 a chunk is, as the whole would be; the sum over chunks is not.
+        if self.d_weight.device.type == "cuda" and torch.version.hip is None:  # which adds up in fp32 as it multiplies
+            torch.addmm(self.d_weight, grad.t(), rows, out_dtype=self.exact, out=self.d_weight)
+            return
         if self.d_weight.device.type != "cpu":
             self.d_weight.add_(torch.mm(grad.t(), rows))
             return

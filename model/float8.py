@@ -4,6 +4,8 @@ Every tensor is scaled by its own largest entry, anew in each product ("dynamic,
 pass as e4m3 (3 bits of mantissa, up to 448), gradients as e5m2 (2 bits, up to 57344), sums in fp32 (Micikevicius et
 al. 2022, arXiv:2209.05433). Weights and gradients stay what they are outside of the product.
 
+By `torch._scaled_mm`, as torchao does it: `torch.nn.functional.scaled_mm` is not traced by the compiler of torch 2.11.
+
 M tokens, I and O widths of a layer's input and output.
 """
 
@@ -11,9 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import ScalingType
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16
@@ -84,7 +84,4 @@ def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast: bool) -> Tensor:
     """a b^T of (m, k) and (n, k), each with its scale. `fast` sums on Hopper in fewer bits, which gradients are not."""
-    whole = ScalingType.TensorWise
-    return F.scaled_mm(
-        a[0], b[0].t(), a[1], whole, b[1], whole, output_dtype=dtype, use_fast_accum=fast,
-    )  # fmt: skip
+    return torch._scaled_mm(a[0], b[0].t(), a[1], b[1], out_dtype=dtype, use_fast_accum=fast)

@@ -29,6 +29,12 @@ class Bench(Runs):
         return self.run(*self.launcher(processes), *self.arguments(name, *overrides))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only tests of a GPU see one: all others are about what a run does on a CPU, whose numbers repeat anywhere."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))

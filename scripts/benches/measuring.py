@@ -139,15 +139,21 @@ def commit_of(report: Mapping[str, Any]) -> str | None:
 
 
 def open_book(
-    name: str, argv: Sequence[str], args: argparse.Namespace, settings: Sequence[str], left_out: Mapping[str, str]
+    name: str,
+    argv: Sequence[str],
+    args: argparse.Namespace,
+    settings: Sequence[str],
+    left_out: Mapping[str, str],
+    file: str | None = None,
 ) -> Notebook:
-    """The notebook of the benchmark `name`, in bench_NAME.json; says where and without whom it measures.
+    """The notebook of the benchmark `name`, in bench_NAME.json or bench_FILE.json; says where and without whom it
+    measures.
 
     `settings` are the arguments that a report which is gone on with must share, `left_out` lines about tools.
     """
-    facts = surroundings("cpu") | {"left_out": dict(left_out)}
+    facts = surroundings(getattr(args, "device", "cpu")) | {"left_out": dict(left_out)}
     shared = {key: getattr(args, key) for key in settings}
-    book = Notebook(args.out / f"bench_{name}.json", spoken(name, argv), shared, resume=args.resume, **facts)
+    book = Notebook(args.out / f"bench_{file or name}.json", spoken(name, argv), shared, resume=args.resume, **facts)
     print(facts["told"], *left_out.values(), sep="\n", flush=True)
     return book
 

@@ -17,9 +17,11 @@ from . import measuring
 from .measuring import Parser, positive
 from .train_pace import Request, Shape
 
+ON_GPU = {"layers": 12, "dim": 768, "heads": 12, "context": 1024, "shapes": ["32x50304"]}
+"""The defaults there: GPT-2 of 124M parameters."""
 QUICK = {"layers": 2, "dim": 64, "heads": 2, "context": 64, "shapes": ["4x65"], "seconds": 0.2, "repeats": 1}
 PEAK = "GEMM"
-MEASURED = ("layers", "dim", "heads", "context", "shapes", "seconds", "repeats", "quick")
+MEASURED = ("layers", "dim", "heads", "context", "shapes", "seconds", "repeats", "device", "choices", "quick")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,38 @@ ENTRANTS = {
     "litgpt bf16-true, compiled": Entrant("litgpt", "bf16-true", {"compile": True}, on_request=True),
     PEAK: Entrant("peak", "fp32"),
 }
+COMPILED = {"compile": True}
+GPU_ENTRANTS = {
+    "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
+    "ours bf16, Muon": Entrant("ours", "bf16", GPT2 | MUON),
+    "ours bf16, Muon, qwen3": Entrant("ours", "bf16", {"model.preset": "qwen3"} | MUON),
+    "ours bf16, eager": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw", "train.compile": "false"}),
+    "nanoGPT bf16, compiled": Entrant("nanoGPT", "bf16", COMPILED),
+    "Trainer bf16": Entrant("Trainer", "bf16"),
+    "Trainer bf16, compiled": Entrant("Trainer", "bf16", COMPILED),
+    "litgpt bf16-mixed, compiled": Entrant("litgpt", "bf16-mixed", COMPILED),
+    "litgpt bf16-true, compiled": Entrant("litgpt", "bf16-true", COMPILED),
+    PEAK: Entrant("peak", "fp32"),
+}
+"""Everyone by the defaults of their own on a GPU, and some others."""
+DOCUMENTS = {"length": 256}
+"""Tokens of a document, where rows hold several."""
+CHOICES = {
+    name: Entrant("ours", "fp32" if options.get("train.precision") else "bf16", options)
+    for name, options in {
+        "as it is": {},
+        "train.compile=false": {"train.compile": "false"},
+        "train.precision=fp32": {"train.precision": "fp32"},
+        "train.precision=fp32 run.deterministic=true": {"train.precision": "fp32", "run.deterministic": "true"},
+        "documents of 256 tokens": DOCUMENTS,
+        "documents, train.compile=false": DOCUMENTS | {"train.compile": "false"},
+        "optim.name=adamw": {"optim.name": "adamw"},
+        "loss.fused=off": {"loss.fused": "off"},
+        "train.activation_checkpointing=true": {"train.activation_checkpointing": "true"},
+        "train.fp8=true": {"train.fp8": "true"},
+    }.items()
+} | {PEAK: ENTRANTS[PEAK]}
+"""What a run chooses by default, and instead."""
 MODULES = {"Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt", "lightning")}
 
 
@@ -69,45 +103,52 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the steps of a process for")
     parser.add_rounds()
     parser.add_peers()
-    parser.add_argument("--compiled", action="store_true", help="litgpt compiled too, as its pretrain.py has it; slow")
+    parser.add_argument("--compiled", action="store_true",
+                        help="on a CPU litgpt compiled too, as its pretrain.py has it; slow")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda the default shape is larger")
+    parser.add_argument("--choices", action="store_true", help="ours alone, by default and with other choices")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
-    parser.add_report("bench_train.json and bench_train.png")
+    parser.add_report("bench_train.json and .png, or bench_choices.json and .png,")
+    known, _ = parser.parse_known_args(argv)
+    if known.device == "cuda":
+        parser.set_defaults(**ON_GPU)
     return parser.parse(argv, QUICK, "a tiny shape once, for a first look")
 
 
 @entry
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
-    left_out = measuring.missing(args.nanogpt, args.python, MODULES)
+    left_out = {} if args.choices else measuring.missing(args.nanogpt, args.python, MODULES)
+    entrants = CHOICES if args.choices else GPU_ENTRANTS if args.device == "cuda" else ENTRANTS
     names = [
-        name for name, entrant in ENTRANTS.items()
+        name for name, entrant in entrants.items()
         if entrant.who not in left_out and (args.compiled or not entrant.on_request)
         and (name == PEAK or not args.only or any(word in name for word in args.only))
     ]  # fmt: skip
     if names == [PEAK]:
-        raise ValueError(f"--only: there are {', '.join(set(ENTRANTS) - {PEAK})}")
+        raise ValueError(f"--only: there are {', '.join(set(entrants) - {PEAK})}")
     from .train_report import draw, tables
 
-    book = measuring.open_book("train", argv, args, MEASURED, left_out)
+    file = "choices" if args.choices else "train"
+    book = measuring.open_book("train", argv, args, MEASURED, left_out, file=file)
     for shape in args.shapes:
         rows, _, vocab = shape.partition("x")
         size = Shape(args.layers, args.dim, args.heads, args.context, int(rows), int(vocab))
         for turn, name in measuring.rounds(names, args.repeats):
             if book.wants(shape, name, turn):
-                answer = asked(name, size, args)
+                answer = asked(entrants[name], size, args)
                 book.add(shape, name, answer)
                 told = answer.get("failed") or (f"{answer['tokens_per_s']:,.0f} tokens/s" if name != PEAK else "done")
                 print(f"[{turn + 1}/{args.repeats}] {shape} {name}: {told}", file=sys.stderr, flush=True)
-    print(*tables(book.report), f"files   {args.out}/bench_train.json and .png", sep="\n")
-    draw(book.report, args.out / "bench_train.png")
+    print(*tables(book.report), f"files   {args.out}/bench_{file}.json and .png", sep="\n")
+    draw(book.report, args.out / f"bench_{file}.png")
 
 
-def asked(name: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
+def asked(entrant: Entrant, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
     """The answer of a new process to one measurement."""
-    entrant = ENTRANTS[name]
     ours = entrant.who in ("ours", "peak")
     options = entrant.options | ({"path": str(args.nanogpt.resolve())} if entrant.who == "nanoGPT" else {})
-    request = Request(entrant.who, entrant.precision, shape, args.seconds, options)
+    request = Request(entrant.who, entrant.precision, shape, args.seconds, options, args.device)
     module = f"scripts.benches.train_{'ours' if ours else 'peers'}"
     return measuring.ask(module, request.words(), python=sys.executable if ours else args.python)
 

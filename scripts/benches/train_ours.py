@@ -14,7 +14,7 @@ from assemble import set_up_process
 from configs import RunConfig, load
 from data import Batch
 from learner import Learner, build_learner
-from trainer.distributed import Place, Ranks
+from trainer.distributed import Place, Ranks, pick_device
 from trainer.guard import Guard
 from trainer.meters import measured_peak
 from trainer.schedule import momentum_at, rate_factor
@@ -24,15 +24,17 @@ from .measuring import ROOT
 from .train_pace import RATE, Pace, Request, Shape, batches
 
 TOTAL = 1_000_000  # steps of the run that these are the first of
+LENGTH = "length"
+"""The option that says how many tokens documents have, several to a row; all others are settings of a run."""
 
 
-def config_of(shape: Shape, precision: str, options: dict[str, Any]) -> RunConfig:
+def config_of(shape: Shape, precision: str, options: dict[str, Any], device: str = "cpu") -> RunConfig:
     """The run of a shape: everything that is not the shape's or asked for is the default."""
     model = {"layers": shape.layers, "dim": shape.dim, "heads": shape.heads, "context": shape.context, "tie": True}
     settings: dict[str, Any] = {f"model.{name}": value for name, value in model.items()}
     settings |= {f"optim.rates.{role}": RATE for role in ("matrix", "embed", "head", "vector")}
     settings |= {"train.steps": TOTAL, "train.batch_tokens": shape.tokens, "train.precision": precision}
-    settings |= {"train.compile": "auto", "run.device": "cpu", "loss": "ce"} | options
+    settings |= {"train.compile": "auto", "run.device": device, "loss": "ce"} | options
     return load(str(ROOT / "configs" / "tiny.yaml"), [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -44,7 +46,7 @@ class Step:
         self.guard = Guard(learner.device, sigma=learner.config.train.spike_sigma)
         self.window = Window(learner.device)
 
-    def __call__(self, micro: Sequence[Batch], targets: int) -> float:
+    def __call__(self, micro: Sequence[Batch], targets: int) -> torch.Tensor:
         """Take the next step with this rank's rows, of `targets` over all ranks; returns its loss per target."""
         learner, ranks = self.learner, self.learner.ranks
         for i, rows in enumerate(micro):
@@ -66,44 +68,48 @@ class Step:
         if self.index % 10 == 0:  # a row of metrics
             self.window.read(ranks.sum)
             self.guard.read()
-        return float(loss) * ranks.world_size / targets
+        return loss.detach() * ranks.world_size / targets
 
 
-def batch(tokens: torch.Tensor, targets: torch.Tensor) -> Batch:
-    """Rows of one document each, as the loader would give them."""
+def batch(tokens: torch.Tensor, targets: torch.Tensor, length: int | None = None) -> Batch:
+    """Rows as the loader would give them, of documents of `length` tokens, or of one document each."""
     rows, context = tokens.shape
     return Batch(
-        tokens=tokens, targets=targets, positions=torch.arange(context).repeat(rows, 1),
+        tokens=tokens, targets=targets, positions=(torch.arange(context) % (length or context)).repeat(rows, 1),
         weights=torch.ones(rows, context), bytes=torch.ones((rows, context), dtype=torch.int32),
-        source=torch.zeros(rows, dtype=torch.int64), single_document=True, weighted=False,
+        source=torch.zeros(rows, dtype=torch.int64), single_document=length is None, weighted=False,
     )  # fmt: skip
 
 
-def feed(shape: Shape, micro_rows: int, ranks: Ranks) -> Iterator[list[Batch]]:
+def feed(shape: Shape, micro_rows: int, ranks: Ranks, length: int | None = None) -> Iterator[list[Batch]]:
     """A rank's micro-batches of each step."""
-    share = shape.rows // ranks.world_size
+    share, on_gpu = shape.rows // ranks.world_size, ranks.device.type == "cuda"
     for tokens, targets in batches(shape):
         begin = ranks.rank * share
         starts = range(begin, begin + share, micro_rows)
         ends = [min(start + micro_rows, begin + share) for start in starts]
-        yield [batch(tokens[i:j], targets[i:j]) for i, j in zip(starts, ends, strict=True)]
+        micro = [batch(tokens[i:j], targets[i:j], length) for i, j in zip(starts, ends, strict=True)]
+        yield [rows._each(torch.Tensor.pin_memory) for rows in micro] if on_gpu else micro
 
 
 def ours(request: Request) -> dict[str, Any]:
     """Tokens per second and memory of our training step; under torchrun those of all ranks, and the memory of one."""
-    shape, place, device = request.shape, Place.from_environment(), torch.device("cpu")
-    config = config_of(shape, request.precision, request.options)
+    shape, place = request.shape, Place.from_environment()
+    device, options = pick_device(request.device, place), dict(request.options)
+    length = options.pop(LENGTH, None)
+    config = config_of(shape, request.precision, options, request.device)
     set_up_process(config, place, device)
-    pace, ranks = Pace(request.seconds), Ranks(place, device)
+    pace, ranks = Pace(request.seconds, request.device), Ranks(place, device)
     learner = build_learner(config, shape.vocab, ranks, device)
-    step, losses = Step(learner), list[float]()
-    for micro in feed(shape, learner.micro_rows, ranks):
+    step, losses = Step(learner), list[torch.Tensor]()
+    for micro in feed(shape, learner.micro_rows, ranks, length if config.data.pack.document_mask else None):
         losses.append(step(micro, shape.tokens))
         if ranks.any(pace.done()):
             break
     ranks.close()
-    told = {"precision": learner.precision.name, "micro_rows": learner.micro_rows, "flops": learner.flops_per_token}
-    return pace.answer(shape, losses, learner.model.parameter_count()) | told | {"rank": place.rank}
+    told = {"flops": learner.flops_per_token, "rank": place.rank, "compile": learner.compiled}
+    told |= {"precision": learner.precision.name, "micro_rows": learner.micro_rows}
+    return pace.answer(shape, losses, learner.model.parameter_count()) | told
 
 
 def peak(request: Request) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def peak(request: Request) -> dict[str, Any]:
     shape, dtypes = request.shape, {"fp32": torch.float32, "bf16": torch.bfloat16}
     with torch.device("meta"):
         model = Transformer(config_of(shape, "fp32", {"model.preset": "gpt2"}).model, shape.vocab)
-    found = {name: measured_peak("cpu", dtype, seconds=request.seconds / 4) for name, dtype in dtypes.items()}
+    found = {name: measured_peak(request.device, dtype, seconds=request.seconds / 4) for name, dtype in dtypes.items()}
     return found | {"flops": model.flops_per_token(shape.context), "threads": torch.get_num_threads()}
 
 

@@ -5,7 +5,7 @@ Needs torch and the standard library only, so that it runs beside the peers in a
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 BATCHES = 8
 """Batches of random tokens, gone through again and again: in memory, so that nobody's files are timed."""
-WARM = 2
-"""Steps before the clock starts: they load kernels, and the first one makes the optimizer's state."""
+WARM = {"cpu": 2, "cuda": 6}
+"""Steps before the clock starts: they load or compile kernels, and the first one makes the optimizer's state."""
 LEAST = 3
 """Steps that are timed at least."""
 RATE = 1e-4
@@ -50,6 +50,7 @@ class Request:
     seconds: float
     """To time steps for, after the first ones."""
     options: dict[str, Any]
+    device: str = "cpu"
 
     def words(self) -> str:
         return json.dumps(asdict(self))
@@ -71,39 +72,71 @@ def batches(shape: Shape) -> Iterator[tuple["Tensor", "Tensor"]]:
             yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
+def batches_on(device: str, shape: Shape) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """The same on a device, where each is copied from pinned memory without waiting."""
+    if device == "cpu":
+        yield from batches(shape)
+    for tokens, targets in batches(shape):
+        yield tokens.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
+
+
 class Pace:
     """Times steps until `seconds` have passed, and tells the memory at most since it was made.
 
-    Make it when all libraries are imported and the model is not there yet.
+    Make it when all libraries are imported and the model is not there yet. A GPU is waited for where the clock starts
+    and where it stops, not in between; its memory is then told, in tensors and with what torch's allocator keeps.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.before, self.peak_before = resident("VmRSS"), resident("VmHWM")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        self._seconds = seconds
+    def __init__(self, seconds: float, device: str = "cpu") -> None:
+        self._seconds, self._device = seconds, device
         self._ends: list[float] = []
+        if device == "cpu":
+            self._before, self._peak_before = resident("VmRSS"), resident("VmHWM")
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
 
     def done(self) -> bool:
         """Call at the end of each step: whether it was the last one."""
+        if len(self._ends) == WARM[self._device] - 1:
+            self._wait()
         self._ends.append(time.perf_counter())
         timed = self._timed()
-        return len(timed) > LEAST and timed[-1] - timed[0] >= self._seconds
+        if len(timed) <= LEAST or timed[-1] - timed[0] < self._seconds:
+            return False
+        if self._device != "cpu":
+            self._wait()
+            self._ends[-1] = time.perf_counter()
+        return True
+
+    def _wait(self) -> None:
+        if self._device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
 
     def _timed(self) -> list[float]:
-        return self._ends[WARM - 1 :]
+        return self._ends[WARM[self._device] - 1 :]
 
-    def answer(self, shape: Shape, losses: list[float], parameters: int) -> dict[str, Any]:
-        """What is told of a finished measurement; `losses` may be their mean alone."""
+    def _memory(self) -> tuple[int, int]:
+        """Bytes at most: of a step, and of the process."""
+        if self._device == "cpu":
+            peak = resident("VmHWM")
+            return peak - self._before, max(peak, self._peak_before)
         import torch
 
-        peak, timed = resident("VmHWM"), self._timed()
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+    def answer(self, shape: Shape, losses: "Sequence[Tensor | float]", parameters: int) -> dict[str, Any]:
+        """What is told of a finished measurement; `losses` of its steps may be their mean alone."""
+        import torch
+
+        timed, (above, whole) = self._timed(), self._memory()
         return {
             "tokens_per_s": shape.tokens * (len(timed) - 1) / (timed[-1] - timed[0]),
             "steps": len(timed) - 1,
-            "loss": sum(losses) / len(losses),
+            "loss": sum(map(float, losses)) / len(losses),
             "parameters": parameters,
-            "above": peak - self.before,
-            "whole": max(peak, self.peak_before),
+            "above": above,
+            "whole": whole,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

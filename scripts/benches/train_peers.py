@@ -15,16 +15,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .train_pace import BATCHES, RATE, Pace, Request, Shape, batches
+from .train_pace import BATCHES, RATE, Pace, Request, Shape, batches, batches_on
 
 DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0
 
 
 def nanogpt(request: Request) -> dict[str, Any]:
-    """nanoGPT's model, its optimizer and the step of its train.py, whose `compile` is off.
+    """nanoGPT's model, its optimizer and the step of its train.py, which compiles the model only if so requested.
 
-    For fp32 that is what it does on a CPU; its train.py leaves autocast out there whatever `dtype` says, and under
-    bf16 it is put in.
+    On a CPU its train.py leaves autocast out whatever `dtype` says: what it does there is fp32, and under bf16 autocast
+    is put in.
     """
     import torch
     import torch._dynamo  # its optimizer would, and the memory of that is no step's
@@ -36,16 +36,20 @@ def nanogpt(request: Request) -> dict[str, Any]:
     sys.modules[spec.name] = module  # its dataclass looks there
     spec.loader.exec_module(module)
 
-    shape, pace = request.shape, Pace(request.seconds)
+    shape, device, pace = request.shape, request.device, Pace(request.seconds, request.device)
     torch.manual_seed(1337)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     config = module.GPTConfig(
         n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim, block_size=shape.context, bias=True,
         vocab_size=shape.vocab, dropout=0.0,
     )  # fmt: skip
-    model = module.GPT(config)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = model.configure_optimizers(DECAY, RATE, BETAS, "cpu")
-    feed, context, losses = batches(shape), autocast(request.precision), list[float]()
+    model = module.GPT(config).to(device)
+    scaler = torch.amp.GradScaler(device, enabled=False)
+    optimizer = model.configure_optimizers(DECAY, RATE, BETAS, device)
+    parameters = sum(p.numel() for p in model.parameters())
+    if request.options.get("compile"):
+        model = torch.compile(model)
+    feed, context, losses = batches_on(device, shape), autocast(request), list[torch.Tensor]()
     tokens, targets = next(feed)
     while True:
         for group in optimizer.param_groups:
@@ -59,17 +63,19 @@ def nanogpt(request: Request) -> dict[str, Any]:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if pace.done():
-            return pace.answer(shape, losses, sum(p.numel() for p in model.parameters()))
+            return pace.answer(shape, losses, parameters)
 
 
 def trainer(request: Request) -> dict[str, Any]:
     """`transformers.Trainer` on GPT2LMHeadModel: rows in memory, its own AdamW (fused), no logging, saving or
     evaluation. A callback times its steps. A tiny model goes first, since much of it is imported on the way."""
     import_module("transformers").logging.set_verbosity_error()
-    _trained(request, replace(request.shape, layers=1, dim=request.shape.heads, rows=1, vocab=2), Pace(0.0))
-    return _trained(request, request.shape, Pace(request.seconds))
+    _trained(
+        request, replace(request.shape, layers=1, dim=request.shape.heads, rows=1, vocab=2), Pace(0.0, request.device)
+    )
+    return _trained(request, request.shape, Pace(request.seconds, request.device))
 
 
 def _trained(request: Request, shape: Shape, pace: Pace) -> dict[str, Any]:
@@ -97,7 +103,8 @@ def _trained(request: Request, shape: Shape, pace: Pace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         args = transformers.TrainingArguments(
-            output_dir=folder, use_cpu=True, bf16=request.precision == "bf16", max_steps=1 << 19, learning_rate=RATE,
+            output_dir=folder, use_cpu=request.device == "cpu", bf16=request.precision == "bf16",
+            torch_compile=bool(request.options.get("compile")), max_steps=1 << 19, learning_rate=RATE,
             per_device_train_batch_size=shape.rows, weight_decay=DECAY, adam_beta1=BETAS[0], adam_beta2=BETAS[1],
             max_grad_norm=CLIP, logging_strategy="no", save_strategy="no", eval_strategy="no", report_to="none",
             disable_tqdm=True, dataloader_num_workers=0,
@@ -111,20 +118,21 @@ def litgpt(request: Request) -> dict[str, Any]:
     """litgpt's model and loss in the step of its pretrain.py, on one process, with a GPT-2-like shape.
 
     It knows rotary positions, not learned ones. AdamW is fused, which pretrain.py asks for on GPUs alone, and the
-    model is compiled only when the request says so, since on a CPU that takes long to begin.
+    model is compiled, which it does everywhere, only if so requested: on a CPU that takes long to begin.
     """
     import torch
 
     module, tools = import_module("litgpt"), import_module("litgpt.utils")  # not a dependency
-    shape, pace = request.shape, Pace(request.seconds)
+    shape, device, pace = request.shape, request.device, Pace(request.seconds, request.device)
     torch.manual_seed(1337)
+    torch.set_float32_matmul_precision("high")
     config = module.Config(
         name="bench", block_size=shape.context, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim,
         vocab_size=shape.vocab, padded_vocab_size=shape.vocab, rotary_percentage=1.0, parallel_residual=False,
         bias=True, attn_bias=True, mlp_class_name="GptNeoxMLP", intermediate_size=4 * shape.dim,
         gelu_approximate="tanh", norm_class_name="LayerNorm",
     )  # fmt: skip
-    model = module.GPT(config)
+    model = module.GPT(config).to(device)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -134,7 +142,7 @@ def litgpt(request: Request) -> dict[str, Any]:
     if request.options.get("compile"):
         model = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
-    feed, context, losses = batches(shape), autocast(request.precision), list[float]()
+    feed, context, losses = batches_on(device, shape), autocast(request), list[torch.Tensor]()
     while True:
         tokens, targets = next(feed)
         with context:
@@ -144,16 +152,16 @@ def litgpt(request: Request) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if pace.done():
             return pace.answer(shape, losses, sum(p.numel() for p in model.parameters()))
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
+def autocast(request: Request) -> AbstractContextManager[Any]:
     import torch
 
-    mixed = precision in ("bf16", "bf16-mixed")
-    return torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext()
+    mixed = request.precision in ("bf16", "bf16-mixed")
+    return torch.autocast(request.device, dtype=torch.bfloat16) if mixed else nullcontext()
 
 
 PEERS: dict[str, Callable[[Request], dict[str, Any]]] = {"nanoGPT": nanogpt, "Trainer": trainer, "litgpt": litgpt}

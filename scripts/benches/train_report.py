@@ -8,7 +8,7 @@ from typing import Any
 from .measuring import Aim, aim_rows, columns, failures, medians, spread
 from .picture import Bar, rate_panels
 
-PEAK, OURS = "GEMM", "ours bf16"
+PEAK, OURS, AS_IT_IS = "GEMM", "ours bf16", "as it is"
 MIB = 1 << 20
 SPEED = {"nanoGPT fp32": 2.5, "nanoGPT bf16": 1.3}
 """What this project aims at for `ours bf16`, in times of another entrant."""
@@ -18,9 +18,11 @@ SHARE = 0.55
 """The same, as a share of the measured bf16 peak."""
 MEMORY = {50304: 0.6}
 """Memory of a step as a share of nanoGPT's at the same precision; 1 for other vocabularies."""
-NOTES = """\
-tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median of the rounds. Trainer's by a callback
-          at the end of its steps, everybody's without the first two
+STEPS = """\
+tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median of the rounds, without the first steps"""
+NOTES = f"""\
+{STEPS}.
+          Trainer's by a callback at the end of its steps
 peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 1024 x 1024 product in that precision, of
           all rounds
 rows      of the step that go through the model at once: ours by the default `train.micro_rows: auto`, which adds up
@@ -30,6 +32,21 @@ step      memory at most, above what the process had before the model was made; 
 AdamW     fused but for nanoGPT's, which asks for that on CUDA alone; weights decay by 0.1 everywhere
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too;
           nanoGPT's train.py has no autocast on a CPU: its bf16 is its step with autocast put in"""
+ON_GPU = f"""\
+{STEPS};
+          the device is waited for where the clock starts and where it stops, not in between
+peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 8192 x 8192 product in that precision, of
+          all rounds
+rows      of the step that go through the model at once
+step      most memory in tensors; process: most that torch's allocator kept
+AdamW     fused everywhere; weights decay by 0.1"""
+PEERS_ON_GPU = """\
+compiled  by torch.compile, as nanoGPT's train.py and litgpt's pretrain.py do by default; Trainer on request. Ours
+          compiles its blocks and its loss by default
+bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too"""
+CHOICES = """\
+as it is  what a run does by default with the qwen3 preset and Muon, rows of one document each; each other line has
+          one thing changed. The weights of fp32 are those of bf16; its products are TF32 unless deterministic"""
 
 
 def shapes(report: dict[str, Any]) -> list[tuple[str, int, int]]:
@@ -62,8 +79,9 @@ def table(report: dict[str, Any], shape: str) -> list[tuple[str, ...]]:
     """A row for each entrant, the fastest first."""
     answers, found = report["answers"].get(shape, {}), speeds(report, shape)
     above, whole = medians(answers, "above"), medians(answers, "whole")
-    base = found.get(OURS)
-    head = ("", "tokens/s", "spread", "ours bf16 is", "of peak", "rows", "step MiB", "process MiB")
+    name = AS_IT_IS if report["settings"].get("choices") else OURS
+    base = found.get(name)
+    head = ("", "tokens/s", "spread", f"{name} is", "of peak", "rows", "step MiB", "process MiB")
     rows: list[tuple[str, ...]] = [head]
     for name, rate in sorted(found.items(), key=lambda item: -item[1]):
         part = share(report, shape, name)
@@ -77,8 +95,10 @@ def table(report: dict[str, Any], shape: str) -> list[tuple[str, ...]]:
 
 
 def aims(report: dict[str, Any]) -> list[Aim]:
-    """What was aimed at, and what was found, for every shape."""
-    made = []
+    """What was aimed at, and what was found, for every shape; on a CPU, which the aims are about."""
+    made: list[Aim] = []
+    if not on_cpu(report):
+        return made
     for shape, rows, vocab in shapes(report):
         found, at = speeds(report, shape), f"batch {rows}, vocabulary {vocab:,}"
         above = {n: m for n, m in medians(report["answers"].get(shape, {}), "above").items() if n in found}
@@ -101,6 +121,17 @@ def aims(report: dict[str, Any]) -> list[Aim]:
     return made
 
 
+def on_cpu(report: dict[str, Any]) -> bool:
+    return report["settings"].get("device", "cpu") == "cpu"
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What the columns and the entrants are."""
+    if report["settings"].get("choices"):
+        return [STEPS + "." if on_cpu(report) else ON_GPU, CHOICES]
+    return [NOTES] if on_cpu(report) else [ON_GPU, PEERS_ON_GPU]
+
+
 def products(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What was measured of matrix products, in all rounds."""
     return [answer for each in report["answers"].values() for answer in each.get(PEAK, []) if "failed" not in answer]
@@ -109,7 +140,7 @@ def products(report: dict[str, Any]) -> list[dict[str, Any]]:
 def peaks(report: dict[str, Any]) -> str:
     """The measured peaks, in words."""
     answers, told = products(report), []
-    for key in ("fp32", "bf16") if answers else ():
+    for key in ("fp32", "bf16") if answers and on_cpu(report) else ("bf16",) if answers else ():
         rates = [answer[key] / 1e9 for answer in answers]
         told.append(f"{key} {min(rates):,.0f} to {max(rates):,.0f} GFLOP/s")
     return ", ".join(told)
@@ -136,8 +167,10 @@ def tables(report: dict[str, Any]) -> list[str]:
     lines = []
     for shape, rows, vocab in shapes(report):
         lines += ["", heading(report, rows, vocab), *columns(table(report, shape))]
-    told = peaks(report)
-    return [*lines, "", *columns(aim_rows(aims(report))), "", NOTES, *([f"GEMM      {told}"] if told else []),
+    told, aimed = peaks(report), aims(report)
+    if aimed:
+        lines += ["", *columns(aim_rows(aimed))]
+    return [*lines, "", *notes(report), *([f"GEMM      {told}"] if told else []),
             *failures(report), *wrong(report)]  # fmt: skip
 
 
@@ -147,7 +180,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for shape, rows, vocab in shapes(report):
         found = sorted(speeds(report, shape).items(), key=lambda item: -item[1])
         if found:
-            panels[f"batch {rows}, vocabulary {vocab:,}"] = [Bar(n, rate, n.startswith("ours")) for n, rate in found]
+            panels[f"batch {rows}, vocabulary {vocab:,}"] = [
+                Bar(n, rate, n.startswith(("ours", AS_IT_IS))) for n, rate in found
+            ]
     size = report["settings"]
     model = f"{size['layers']} layers, {size['dim']} wide, context {size['context']}"
     if panels:

@@ -317,7 +317,7 @@ def test_csv_rows(tmp_path: Path) -> None:
         (b"\n\n", "a.csv: is empty"),
         (b"a;text\n1;x\n", "no column 'text'; there are a;text"),
         (b"text,text\n", "two columns have one name"),
-        (gzip.compress(b"text\n"), "gzip data: name the file"),
+        (gzip.compress(b"text\n", mtime=0), "gzip data: name the file"),
         (b'"text', "no CSV header"),
     ],
 )
@@ -330,7 +330,7 @@ def test_csv_headers(tmp_path: Path, raw: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     "raw, problem",
     [
-        (gzip.compress(b"x"), "not UTF-8 at byte 1 (gzip data: name the file *.gz)"),
+        (gzip.compress(b"x", mtime=0), "not UTF-8 at byte 1 (gzip data: name the file *.gz)"),
         (zstandard.compress(b"x"), "not UTF-8 at byte 1 (zstd data: name the file *.zst)"),
         ("hello".encode("utf-16"), "not UTF-8 at byte 0 (perhaps `encoding: utf-16`)"),
         ("déjà vu, été".encode("latin-1"), "not UTF-8 at byte 1 (perhaps `encoding: latin-1`)"),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loss import Head, build_objective, chunk_rows
+from loss.passes import gradient_, seen
 from loss.proof import CHECKS, Problem
 from loss.rows import IGNORE, Selection
 from tests.loss.test_terms import CONFIGS, build, name
@@ -118,7 +119,7 @@ def test_masked_rows_cost_no_product():
 def test_chunks_suit_the_caches():
     sizes = [chunk_rows(v, torch.device("cpu")) for v in (64, 257, 4096, 10_000, 50_304, 10**7)]
     assert sizes == [4096, 4096, 2048, 1024, 256, 256]
-    assert chunk_rows(50_304, torch.device("cuda")) == 1024
+    assert chunk_rows(50_304, torch.device("cuda")) == 4096
 
 
 @pytest.mark.parametrize("upstream", [1.0, 3.0])
@@ -213,6 +214,34 @@ def test_a_batch_without_targets_has_gradients_of_zero(dtype):
     leaves = [x.to(dtype).requires_grad_() for x in (torch.randn(3, 4), torch.randn(11, 4))]
     loss = objective("ce")(*leaves, torch.full((3,), -100)).loss
     assert loss == 0 and not any(g.any() for g in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_the_passes_that_a_gpu_compiles_are_the_same(config, tmp_path, monkeypatch):
+    """Here as plain functions; compiled on a GPU in tests/test_on_gpu.py."""
+    monkeypatch.setattr("loss.fused.compiled_passes", lambda: (seen, gradient_))
+    plain, compiled = (build(config, tmp_path, fused="on", chunk=7) for _ in range(2))
+    compiled.compiled = True
+    problem = Problem.random(plain, 0)
+    torch.testing.assert_close(problem.gradients(compiled), problem.gradients(plain), rtol=1e-12, atol=1e-13)
+    kept, made = problem.call(plain).sums, problem.call(compiled).sums
+    torch.testing.assert_close(made, kept, rtol=1e-12, atol=1e-13)
+
+
+def test_the_compiled_passes_do_not_cancel_or_overflow():
+    """lp and the gradient of logits that are all large, in bf16 and fp32, to the rounding of the result."""
+    for dtype, size in ((torch.float32, 1e4), (torch.bfloat16, 1e3)):
+        logits = (torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) + size).to(dtype)
+        targets = torch.arange(12).view(6, 2)
+        top, log_top, x, guess = seen(logits, targets)
+        exact = logits.double().log_softmax(1)
+        torch.testing.assert_close(((x - top) + log_top).double(), exact.gather(1, targets), rtol=1e-5, atol=1e-5)
+        assert torch.equal(guess, logits.argmax(1))
+        ratio = torch.linspace(-1, 1, 12).view(6, 2)
+        wanted = exact.exp().scatter_add(1, targets, ratio.double())
+        found = gradient_(logits, top, log_top, targets, ratio)
+        assert found is logits
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", ["on", "off"])

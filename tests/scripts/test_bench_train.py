@@ -119,7 +119,7 @@ def test_the_clock_starts_after_the_first_steps(monkeypatch):
     times = iter([50.0, 60.0, 61.0, 62.0, 64.0])
     monkeypatch.setattr("scripts.benches.train_pace.time.perf_counter", lambda: next(times))
     pace = Pace(3.0)
-    assert [pace.done() for _ in range(WARM + LEAST)] == [False, False, False, False, True]
+    assert [pace.done() for _ in range(WARM["cpu"] + LEAST)] == [False, False, False, False, True]
     assert pace.answer(TINY, [1.0, 2.0], 7)["tokens_per_s"] == 24 * 3 / 4
     assert pace.answer(TINY, [1.0, 2.0], 7)["loss"] == 1.5
 

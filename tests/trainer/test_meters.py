@@ -3,7 +3,6 @@
 import mmap
 import os
 import subprocess
-from typing import Any
 
 import numpy as np
 import pytest
@@ -111,12 +110,8 @@ def test_a_cpu_is_measured() -> None:
 
 def test_a_measurement_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    ones = torch.ones
-
-    def on_cpu(*size: int, device: Any, dtype: torch.dtype) -> torch.Tensor:
-        return ones(*size, dtype=dtype)
-
-    monkeypatch.setattr(torch, "ones", on_cpu)
+    arange = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda stop, device: arange(stop))
     for name in ("mps", "cuda"):
         monkeypatch.setattr(getattr(torch, name), "synchronize", lambda name=name: calls.append(name))
         measured_peak(name, torch.float32, size=8, seconds=0.0)
