@@ -107,7 +107,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="on a CPU litgpt compiled too, as its pretrain.py has it; slow")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda the default shape is larger")
     parser.add_argument("--choices", action="store_true", help="ours alone, by default and with other choices")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="entrants of this name, or else with this in their names"
+    )
     parser.add_report("bench_train.json and .png, or bench_choices.json and .png,")
     known, _ = parser.parse_known_args(argv)
     if known.device == "cuda":
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     names = [
         name for name, entrant in entrants.items()
         if entrant.who not in left_out and (args.compiled or not entrant.on_request)
-        and (name == PEAK or not args.only or any(word in name for word in args.only))
+        and (name == PEAK or not args.only or any(word == name or word in name and word not in entrants for word in args.only))
     ]  # fmt: skip
     if names == [PEAK]:
         raise ValueError(f"--only: there are {', '.join(set(entrants) - {PEAK})}")
