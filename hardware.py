@@ -27,6 +27,8 @@ TURNS = 3
 """Of each choice, in turns; the fastest counts, as a disturbance only ever makes one slower."""
 ROWS_TRIED, KEYS_TRIED = 512, 1024
 """Of a matrix product, and of attention: enough to tell, in some milliseconds."""
+LEAST_TRIED = 128
+"""Width of a model, and keys, below which the rule holds: there a trial times calls more than what they compute."""
 
 
 def pick_precision(config: RunConfig, ranks: Ranks, device: torch.device, decided: dict[str, Any]) -> Name:
@@ -38,7 +40,7 @@ def pick_precision(config: RunConfig, ranks: Ranks, device: torch.device, decide
     if wanted == "auto" and "precision" in decided:
         return decided["precision"]
     rule = resolve(wanted, device)
-    if wanted != "auto" or device.type != "cpu" or config.run.deterministic:
+    if wanted != "auto" or device.type != "cpu" or config.run.deterministic or model.dim < LEAST_TRIED:
         return rule
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS_TRIED, model.dim, generator=generator)
@@ -61,7 +63,7 @@ def pick_attention(
         return None
     rule, other = ("products", "flash") if config.model.context <= model.products else ("flash", "products")
     chosen = decided.get("attention", rule)
-    if "attention" not in decided and not config.run.deterministic:
+    if "attention" not in decided and not config.run.deterministic and config.model.context >= LEAST_TRIED:
         keys, shape = min(config.model.context, KEYS_TRIED), config.model
         generator = torch.Generator().manual_seed(0)
         q, k, v = (

@@ -233,6 +233,7 @@ def build_learner(
             model.roles(),
             config.optim,
             muon_dtype=torch.bfloat16 if precision.name == "bf16" else torch.float32,
+            ranks=ranks if parallel == "ddp" else None,
         ),
         precision=precision,
         micro_rows=min(micro_rows, rows),

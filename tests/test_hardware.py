@@ -21,7 +21,7 @@ from trainer.distributed import Place, Ranks
 
 CPU = torch.device("cpu")
 ALONE = Ranks(Place(), CPU)
-SMALL = ("model.dim=32", "model.heads=2", "model.context=32", "train.batch_tokens=128", "train.precision=auto")
+SMALL = ("model.dim=128", "model.heads=2", "model.context=128", "train.batch_tokens=128", "train.precision=auto")
 
 
 def configured(*overrides: str) -> RunConfig:
@@ -73,8 +73,8 @@ def test_precision(clock, monkeypatch, capsys, has: bool, fp32: float, bf16: flo
 @pytest.mark.parametrize(
     ("context", "products", "flash", "chosen", "keys"),
     [
-        (32, 1.0, 0.55, "products", 512),
-        (32, 1.0, 0.4, "flash", 0),
+        (128, 1.0, 0.55, "products", 512),
+        (128, 1.0, 0.4, "flash", 0),
         (512, 1.0, 5.0, "products", 512),
         (513, 0.55, 1.0, "flash", 512),
         (513, 0.4, 1.0, "products", 513),
@@ -91,6 +91,14 @@ def test_attention(clock, context: int, products: float, flash: float, chosen: s
     assert again.products == keys, "an earlier start chose"
     assert pick_attention(config, model, ALONE, CPU, "fp32", {}) is None
     assert pick_attention(config, model, ALONE, torch.device("cuda"), "bf16", {}) is None
+
+
+def test_what_is_too_small_to_time_is_not_tried(clock, monkeypatch):
+    """There it is overhead that is timed, and two equal runs chose differently."""
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    config = configured("model.dim=64", "model.context=64")
+    assert pick_precision(config, ALONE, CPU, {}) == "bf16"
+    assert pick_attention(config, Transformer(config.model, 50), ALONE, CPU, "bf16", {}) == "products"
 
 
 @pytest.mark.parametrize("kernel", ["products", "flash"])

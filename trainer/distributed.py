@@ -178,6 +178,22 @@ class Ranks:
             return None
         return Shard(vocab_size * self.rank // self.world_size, vocab_size * (self.rank + 1) // self.world_size)
 
+    def share_out(self, change: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+        """`change` of matrices (n, R, C) that all ranks have alike: each changes a share of them, and has all.
+
+        `change` gives as many matrices of the same shape and dtype, each a function of its own one.
+        """
+        share = -(-len(matrices) // self.world_size)
+        if self.world_size == 1 or share == len(matrices):
+            return change(matrices)
+        mine = matrices[self.rank * share : (self.rank + 1) * share]
+        changed = matrices.new_zeros(self.world_size * share, *matrices.shape[1:])
+        sent = changed[:share].clone()
+        if len(mine):  # there may be fewer matrices than ranks, and the last share may be short
+            sent[: len(mine)] = change(mine)
+        dist.all_gather_into_tensor(changed, sent, group=self.group)
+        return changed[: len(matrices)]
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the host waits for all of them."""
         if self.world_size == 1:

@@ -4,7 +4,7 @@ Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the rate sc
 The same update as `torch.optim.Muon`, with these differences: matrices of one shape go through the iteration together,
 its precision is a choice, and so is a decay that is cautious. In bf16 a rounding error of the gradient, such as another
 order of summation makes, becomes one of 1e-3 in the update, so a run whose products are fp32 orthogonalizes in fp32. Of
-sharded matrices each rank orthogonalizes a share, whole.
+several ranks each orthogonalizes a share of the matrices, whole, whether they are sharded or not.
 
 n matrices of R rows and C columns.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .adamw import Optimizer
-from .distributed import on_whole_matrices, own_part
+from .distributed import Ranks, on_whole_matrices, own_part
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: chosen for speed, so singular values end between 0.7 and 1.2 and not at 1."""
@@ -61,14 +61,20 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalized in `dtype`, with decoupled weight decay. Every parameter is a matrix.
 
     With `cautious` only those weights decay that the update makes smaller anyway (arXiv:2510.12402): decay then never
-    works against the gradient.
+    works against the gradient. `ranks` are those that step weights which all of them have whole; None: each by itself.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype, *, cautious: bool = False
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float,
+        dtype: torch.dtype,
+        *,
+        cautious: bool = False,
+        ranks: Ranks | None = None,
     ):
         super().__init__({"weight_decay": 0.0} | group for group in groups)
-        self.momentum, self.dtype, self.cautious = momentum, dtype, cautious
+        self.momentum, self.dtype, self.cautious, self.ranks = momentum, dtype, cautious, ranks
 
     def allocate(self, parameter: nn.Parameter) -> None:
         self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
@@ -93,7 +99,10 @@ class Muon(Optimizer):
             lr = lr * self.finite  # type: ignore[assignment]
         torch._foreach_lerp_(means, gradients, 1 - self.momentum)
         direction = torch.stack(torch._foreach_lerp(gradients, means, self.momentum)).to(self.dtype)
-        update = on_whole_matrices(orthogonalize, direction, like=parameters[0]).to(weights[0].dtype)
+        if self.ranks is not None:
+            update = self.ranks.share_out(orthogonalize, direction).to(weights[0].dtype)
+        else:
+            update = on_whole_matrices(orthogonalize, direction, like=parameters[0]).to(weights[0].dtype)
         update.mul_(shape_factor(*parameters[0].shape))
         if decay:
             before = torch.stack(weights)

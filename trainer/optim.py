@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .adamw import AdamW, Optimizer
 from .config import OptimConfig
+from .distributed import Ranks
 from .muon import Muon, iteration_flops
 
 _PREFIX = "optim."
@@ -25,10 +26,11 @@ class Optimizers:
         roles: Mapping[str, str],
         config: OptimConfig,
         muon_dtype: torch.dtype = torch.float32,
+        ranks: Ranks | None = None,
     ):
         """`parameters` and `roles` are keyed by the same names. Raises ValueError when a name is on one side only.
 
-        Muon orthogonalizes in `muon_dtype`.
+        Muon orthogonalizes in `muon_dtype`, each of `ranks`, which have the same whole weights, a share of them.
         """
         if set(parameters) != set(roles):
             raise ValueError(f"roles and parameters differ in {sorted(set(parameters) ^ set(roles))}")
@@ -50,7 +52,7 @@ class Optimizers:
             betas = (config.betas[0], config.betas[1])
             self.all.append(AdamW(others, betas, config.eps))
         if matrices:
-            self.all.append(Muon(matrices, config.momentum, muon_dtype, cautious=config.cautious))
+            self.all.append(Muon(matrices, config.momentum, muon_dtype, cautious=config.cautious, ranks=ranks))
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (p for optimizer in self.all for group in optimizer.param_groups for p in group["params"])

@@ -7,7 +7,7 @@ rounds are interleaved. The matrix products that set the limit are measured in e
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     names = [
         name for name, entrant in entrants.items()
         if entrant.who not in left_out and (args.compiled or not entrant.on_request)
-        and (name == PEAK or not args.only or any(word == name or word in name and word not in entrants for word in args.only))
+        and (name == PEAK or not args.only or asked_for(name, args.only, entrants))
     ]  # fmt: skip
     if names == [PEAK]:
         raise ValueError(f"--only: there are {', '.join(set(entrants) - {PEAK})}")
@@ -144,6 +144,11 @@ def main(argv: Sequence[str]) -> None:
                 print(f"[{turn + 1}/{args.repeats}] {shape} {name}: {told}", file=sys.stderr, flush=True)
     print(*tables(book.report), f"files   {args.out}/bench_{file}.json and .png", sep="\n")
     draw(book.report, args.out / f"bench_{file}.png")
+
+
+def asked_for(name: str, words: Sequence[str], names: Container[str]) -> bool:
+    """Whether a name is one of the words, or has a word in it that is no name itself."""
+    return any(word == name or (word in name and word not in names) for word in words)
 
 
 def asked(entrant: Entrant, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from learner import Learner, build_learner
 from loss.rows import IGNORE
 from model import eval_mode
 from scripts.doctor import ROOT
+from trainer import muon
 from trainer.distributed import Parallel, Place, Ranks
 from trainer.muon import Muon
 from trainer.signals import end_process
@@ -256,13 +257,18 @@ def matrices_are_shared_out(ranks: Ranks) -> None:
             torch.manual_seed(count)
             made = [(torch.randn(shape), torch.randn(shape)) for _ in range(count)]
             found = []
-            for put in (lambda t: t, lambda t: distribute_tensor(t, mesh, [Shard(0)])):
+            ways = (lambda t: t, None), (lambda t: t, ranks), (lambda t: distribute_tensor(t, mesh, [Shard(0)]), None)
+            for put, sharing in ways:
                 weights = [nn.Parameter(put(weight.clone())) for weight, _ in made]
                 for weight, (_, grad) in zip(weights, made, strict=True):
                     weight.grad = put(grad)
-                Muon([{"params": weights, "lr": 0.1}], momentum=0.9, dtype=torch.float32).step()
+                with mock.patch.object(muon, "orthogonalize", wraps=muon.orthogonalize) as seen:
+                    Muon([{"params": weights, "lr": 0.1}], momentum=0.9, dtype=torch.float32, ranks=sharing).step()
+                most = -(-count // ranks.world_size) if found else count  # the first way is each rank by itself
+                assert all(len(call.args[0]) <= most for call in seen.call_args_list)
                 found.append([(w.full_tensor() if isinstance(w, DTensor) else w).detach() for w in weights])
-            close(found[1], found[0], f"{count} of {shape}", 1e-6)
+            for other in found[1:]:
+                close(other, found[0], f"{count} of {shape}", 1e-6)
 
 
 def one_rank_poisons(ranks: Ranks) -> None:
