@@ -30,6 +30,8 @@ class ModelConfig:
     """Base of the rotary frequencies (qwen3, llama)."""
     norm_eps: Annotated[float, Gt(0)] = 1e-6
     """Epsilon inside the norms."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """GELU (gpt2): OpenAI's tanh form, or the exact one by erf, which a CPU computes several times as fast."""
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line, for sizes that do not fit one another."""
@@ -41,6 +43,11 @@ class ModelConfig:
             raise ValueError(f"gpt2 has no grouped-query attention: kv_heads must be null or {self.heads}")
         if self.preset != "gpt2" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head width, but dim / heads is {self.head_dim}")
+
+    @property
+    def gelu_approximate(self) -> Literal["tanh", "none"]:
+        """`gelu` in torch's words."""
+        return "none" if self.gelu == "erf" else "tanh"
 
     @property
     def head_dim(self) -> int:

@@ -172,7 +172,7 @@ class Layer:
         first = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
         wide = x.new_empty(len(x), len(first), mlp.up.out_features)
         self.gate, self.up = wide[:, 0], wide[:, -1]
-        self.gated = mlp.gate is not None
+        self.gated, self.approximate = mlp.gate is not None, mlp.approximate
         self.hidden = torch.empty_like(self.up) if self.gated else self.up
         self.gate_up = joined(first, h, wide.flatten(1))
         self.down = joined([mlp.down], self.hidden, h)
@@ -191,7 +191,7 @@ class Layer:
         if self.gated:
             torch.mul(F.silu(self.gate, inplace=True), self.up, out=self.hidden)
         else:
-            gelu_(self.hidden, approximate="tanh")
+            gelu_(self.hidden, approximate=self.approximate)
         self.down()
         self.x.add_(self.h)
 

@@ -138,7 +138,7 @@ def gpt2_config(config: ModelConfig) -> dict[str, Any]:
         "n_positions": config.context,
         "n_ctx": config.context,  # llama.cpp's converter reads this one
         "n_inner": config.ffn_dim,
-        "activation_function": "gelu_new",
+        "activation_function": "gelu" if config.gelu == "erf" else "gelu_new",
         "layer_norm_epsilon": config.norm_eps,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -168,7 +168,7 @@ def llama_config(config: ModelConfig) -> dict[str, Any]:
 def read_gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
     """Our config for a GPT2Config."""
     held = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
@@ -183,6 +183,7 @@ def read_gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
         hidden=config.get("n_inner"),
         tie=config.get("tie_word_embeddings", True),
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        gelu="erf" if config.get("activation_function") == "gelu" else "tanh",
     )
 
 

@@ -203,11 +203,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: SwiGLU (Shazeer 2020, arXiv:2002.05202), or GELU in its tanh form for gpt2."""
+    """The feed-forward layer: SwiGLU (Shazeer 2020, arXiv:2002.05202), or GELU for gpt2."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         bias = config.preset == "gpt2"
+        self.approximate = config.gelu_approximate
         self.gate = None if config.preset == "gpt2" else nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up = nn.Linear(config.dim, config.ffn_dim, bias=bias)
         self.down = nn.Linear(config.ffn_dim, config.dim, bias=bias)
@@ -216,7 +217,7 @@ class MLP(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         x = in_autocast(x)
         if self.gate is None:
-            return self.down(F.gelu(self.up(x), approximate="tanh"))
+            return self.down(F.gelu(self.up(x), approximate=self.approximate))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

@@ -107,7 +107,7 @@ def ours(request: Request) -> dict[str, Any]:
         if ranks.any(pace.done()):
             break
     ranks.close()
-    told = {"flops": learner.flops_per_token, "rank": place.rank, "compile": learner.compiled}
+    told: dict[str, Any] = {"flops": learner.flops_per_token, "rank": place.rank, "compile": learner.compiled}
     told |= {"precision": learner.precision.name, "micro_rows": learner.micro_rows}
     return pace.answer(shape, losses, learner.model.parameter_count()) | told
 

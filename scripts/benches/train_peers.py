@@ -83,8 +83,8 @@ def _trained(request: Request, shape: Shape, pace: Pace) -> dict[str, Any]:
     transformers.set_seed(1337)
     config = transformers.GPT2Config(
         vocab_size=shape.vocab, n_positions=shape.context, n_embd=shape.dim, n_layer=shape.layers,
-        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        use_cache=False,
+        n_head=shape.heads, activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=0, use_cache=False,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config)
     feed = batches(shape)
@@ -130,7 +130,7 @@ def litgpt(request: Request) -> dict[str, Any]:
         name="bench", block_size=shape.context, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim,
         vocab_size=shape.vocab, padded_vocab_size=shape.vocab, rotary_percentage=1.0, parallel_residual=False,
         bias=True, attn_bias=True, mlp_class_name="GptNeoxMLP", intermediate_size=4 * shape.dim,
-        gelu_approximate="tanh", norm_class_name="LayerNorm",
+        gelu_approximate="none", norm_class_name="LayerNorm",
     )  # fmt: skip
     model = module.GPT(config).to(device)
     for parameter in model.parameters():

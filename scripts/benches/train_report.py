@@ -30,6 +30,7 @@ rows      of the step that go through the model at once: ours by the default `tr
 step      memory at most, above what the process had before the model was made; process: of all of it. Ours tells
           glibc to keep freed memory, as a run does
 AdamW     fused but for nanoGPT's, which asks for that on CUDA alone; weights decay by 0.1 everywhere
+GELU      the exact one by erf everywhere, which is nanoGPT's
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too;
           nanoGPT's train.py has no autocast on a CPU: its bf16 is its step with autocast put in"""
 ON_GPU = f"""\

@@ -68,6 +68,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             "dim": 2 * heads * group * draw(st.integers(1, 9)),
             "context": context,
             "norm_eps": draw(st.floats(5e-324, 1)),
+            "gelu": draw(st.sampled_from(["tanh", "erf"])),
         },
         "loss": draw(loss | st.just("ce")),
         "optim": {

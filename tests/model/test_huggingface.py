@@ -53,6 +53,17 @@ def test_same_logits_and_back_bit_for_bit(
     assert replace(back.config, kv_heads=kv_heads) == replace(ours.config, rope_theta=theta)
 
 
+@pytest.mark.parametrize(("gelu", "theirs"), [("tanh", "gelu_new"), ("erf", "gelu")])
+def test_each_gelu_is_theirs_and_not_the_other(make: Make, tmp_path: Path, gelu: str, theirs: str) -> None:
+    ours, other = (make(preset="gpt2", gelu=name) for name in (gelu, "erf" if gelu == "tanh" else "tanh"))
+    config, state = to_huggingface(ours)
+    foreign, tokens = open_in_transformers(config, state, tmp_path), torch.arange(48).view(2, 24)
+    assert config["activation_function"] == theirs and from_huggingface(config, state).config.gelu == gelu
+    assert (foreign(tokens).logits - ours(tokens)).abs().max() < 1e-5 < (ours(tokens) - other(tokens)).abs().max()
+    made = foreign.generate(tokens[:1, :3], max_new_tokens=21, do_sample=False, pad_token_id=0)
+    assert made[0, 3:].tolist() == generate(ours, [tokens[0, :3].tolist()], max_new_tokens=21, temperature=0)[0]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_model_made_by_transformers_comes_in(preset: str) -> None:
     sizes: dict[str, Any] = {

@@ -256,7 +256,7 @@ def matrices_are_shared_out(ranks: Ranks) -> None:
         for shape in ((1, 5), (4, 4), (7, 3)):
             torch.manual_seed(count)
             made = [(torch.randn(shape), torch.randn(shape)) for _ in range(count)]
-            found = []
+            found: list[list[Tensor]] = []
             ways = (lambda t: t, None), (lambda t: t, ranks), (lambda t: distribute_tensor(t, mesh, [Shard(0)]), None)
             for put, sharing in ways:
                 weights = [nn.Parameter(put(weight.clone())) for weight, _ in made]
