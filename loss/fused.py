@@ -35,11 +35,13 @@ def fused(
     *,
     chunk: int | None = None,
     detail: bool = False,
+    divisor: int | Tensor = 1,
     compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over rows of `measure`'s loss, differentiable by hidden (n, D), weight and bias; and what
+    """The sum over rows of `measure`'s loss over `divisor`, differentiable by hidden (n, D), weight and bias; and what
     `Measure.of_logits` gives for each row, with `loss`, detached.
 
+    Divided here and not afterwards, so that the gradient of the weight need not be gone through once more.
     `compiled`: the passes over the vocabulary by kernels made by the compiler, where they can be.
     Differentiable once. Raises ValueError for what a sharded head cannot do.
     """
@@ -51,11 +53,15 @@ def fused(
         size = chunk or chunk_rows(len(head.weight), hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             by_autograd = measure.whole or head.softcap is not None or detail
-            make = _Whole(measure, head, detail) if by_autograd else _Vectors(measure, head, products, compiled)
+            make = (
+                _Whole(measure, head, divisor, detail)
+                if by_autograd
+                else _Vectors(measure, head, divisor, products, compiled)
+            )
             values = [make(logits, rows[part], products, part) for part, logits in products.chunks(size)]
             make.finish(products)
         joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
-    loss = joined["loss"].sum(dtype=sum_dtype(hidden.device)).to(products.exact)
+    loss = joined["loss"].sum(dtype=sum_dtype(hidden.device)).to(products.exact) / divisor
     if any(wanted):
         loss = WithGradients.apply(loss, hidden, head.weight, head.bias, *products.gradients())
     return loss, joined
@@ -64,15 +70,15 @@ def fused(
 class _Whole:
     """Chunks of a loss that needs whole rows: the definition on a chunk, with autograd for the gradient by logits."""
 
-    def __init__(self, measure: Measure, head: Head, detail: bool):
-        self.measure, self.head, self.detail = measure, head, detail
+    def __init__(self, measure: Measure, head: Head, divisor: int | Tensor, detail: bool):
+        self.measure, self.head, self.divisor, self.detail = measure, head, divisor, detail
 
     def __call__(self, logits: Tensor, rows: Rows, products: Products, part: slice) -> dict[str, Tensor]:
         wanted = any(products.wanted)
         with torch.set_grad_enabled(wanted):
             x = logits.detach().to(products.exact, copy=True).requires_grad_(wanted)
             total, values = self.measure.of_logits(self.head.cap(x), rows, detail=self.detail)
-            summed = total.sum()
+            summed = total.sum() / self.divisor
         if wanted:
             (d_logits,) = torch.autograd.grad(summed, x)
             products.add(part, d_logits, None, logits)
@@ -85,8 +91,8 @@ class _Whole:
 class _Vectors:
     """Chunks of a loss whose terms read one number a target, with the gradient in closed form."""
 
-    def __init__(self, measure: Measure, head: Head, products: Products, compiled: bool):
-        self.measure, self.head, self.shard = measure, head, head.shard
+    def __init__(self, measure: Measure, head: Head, divisor: int | Tensor, products: Products, compiled: bool):
+        self.measure, self.head, self.divisor, self.shard = measure, head, divisor, head.shard
         # Probabilities in fp16 would lose those below its range before they are scaled.
         self.passes = compiled_passes() if compiled and not head.shard and products.dtype != torch.float16 else None
         self.wanted = any(products.wanted)
@@ -133,7 +139,7 @@ class _Vectors:
         with torch.set_grad_enabled(self.wanted):
             leaves = {name: value.detach().requires_grad_(self.wanted) for name, value in vectors.items()}
             total, parts = self.measure.of_vectors({**leaves, **fixed}, rows)
-            summed = total.sum()
+            summed = total.sum() / self.divisor
         if self.wanted:
             grads = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True, materialize_grads=True)
             self._spread(dict(zip(leaves, grads, strict=True)), found, p, logits, products, part)

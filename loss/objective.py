@@ -134,20 +134,20 @@ class Objective:
             self._whole_when_joined = True
         dtype = torch.promote_types(hidden.dtype, head.weight.dtype)
         call = self._call(hidden, dtype, targets, weights, progress, detail, extra or {})
-        picked = call.chosen.pick(hidden)
+        picked, divisor = call.chosen.pick(hidden), _divisor(call, denom, dtype)
         if self.config.fused == "off" and head.shard is None:
-            loss, values = _reference(call, head.logits(picked))
+            loss, values = _reference(call, head.logits(picked), divisor)
         elif (
             not (self.compiled or detail or per_token or self.config.fused != "auto")
             and serves(call.measure, head, call.rows, picked)
         ):  # fmt: skip
             loss, values = liger(picked, head, call.rows)
+            loss = loss / divisor
         else:
             chunk = None if self.config.chunk == "auto" else self.config.chunk
-            loss, values = fused(
-                call.measure, picked, head, call.rows, chunk=chunk, detail=detail, compiled=self.compiled
-            )  # fmt: skip
-        return self._output(call, loss, values, denom, per_token)
+            options: dict[str, Any] = {"divisor": divisor, "detail": detail, "compiled": self.compiled}
+            loss, values = fused(call.measure, picked, head, call.rows, chunk=chunk, **options)
+        return self._output(call, loss, values, per_token)
 
     def from_logits(
         self,
@@ -164,8 +164,8 @@ class Objective:
         """The same for logits (..., V): the definition of the loss."""
         self._check_vocabulary(logits.shape[-1])
         call = self._call(logits, logits.dtype, targets, weights, progress, detail, extra or {})
-        loss, values = _reference(call, call.chosen.pick(logits))
-        return self._output(call, loss, values, denom, per_token)
+        loss, values = _reference(call, call.chosen.pick(logits), _divisor(call, denom, logits.dtype))
+        return self._output(call, loss, values, per_token)
 
     def _check_vocabulary(self, size: int) -> None:
         if size != self.vocab_size:
@@ -200,19 +200,10 @@ class Objective:
         chosen, rows = select(targets, weights, inputs, len(measure.ahead))
         return _Call(replace(measure, teacher=teacher), chosen, rows, detail)
 
-    def _output(
-        self,
-        call: "_Call",
-        loss: Tensor,
-        values: dict[str, Tensor],
-        denom: int | Tensor | None,
-        per_token: bool,
-    ) -> LossOutput:
-        """Divide, sum and spread what a head has computed of each row."""
+    def _output(self, call: "_Call", loss: Tensor, values: dict[str, Tensor], per_token: bool) -> LossOutput:
+        """Sum and spread what a head has computed of each row."""
         numbers = {name: value for name, value in values.items() if name not in PER_ROW_DETAIL}
         sums = {name: value.sum(dtype=sum_dtype(value.device)) for name, value in numbers.items()}
-        denom = sums["tokens"] if denom is None else denom
-        divisor = denom.clamp_min(1).to(loss.dtype) if isinstance(denom, Tensor) else max(denom, 1)
         each, extremes = None, None
         if call.detail:
             deciles = self.recipe.deciles
@@ -221,7 +212,7 @@ class Objective:
             extremes = worst(call.chosen.spread(values["nll"]))
         if per_token:
             each = {name: call.chosen.spread(value) for name, value in values.items() if name != "tokens"}
-        return LossOutput(loss / divisor, sums, each, extremes)
+        return LossOutput(loss, sums, each, extremes)
 
     def _check_targets(self, features: Tensor, targets: Tensor) -> None:
         if targets.dtype != torch.int64:
@@ -248,10 +239,18 @@ class _Call:
     detail: bool
 
 
-def _reference(call: _Call, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the loss over all rows at once, by plain autograd, and what is reported of each row."""
+def _divisor(call: _Call, denom: int | Tensor | None, dtype: torch.dtype) -> int | Tensor:
+    """What the sum of the loss is divided by, at least 1: `denom`, or the targets of the call."""
+    if isinstance(denom, int):
+        return max(denom, 1)
+    targets = call.chosen.flat.sum() if denom is None else denom
+    return targets.clamp_min(1).to(torch.promote_types(dtype, torch.float32))
+
+
+def _reference(call: _Call, logits: Tensor, divisor: int | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of the loss over all rows at once over `divisor`, by plain autograd, and what is reported of each row."""
     total, values = call.measure.of_logits(logits, call.rows, detail=call.detail)
-    return total.sum(dtype=sum_dtype(total.device)).to(total.dtype), {**values, "loss": total.detach()}
+    return total.sum(dtype=sum_dtype(total.device)).to(total.dtype) / divisor, {**values, "loss": total.detach()}
 
 
 def _teacher(head: Head | Tensor) -> Callable[[Tensor], Tensor]:

@@ -56,9 +56,13 @@ class Products:
         self.bias = None if head.bias is None else head.bias.to(self.dtype)
         self.wanted = wanted
         self.d_hidden, self.d_weight, self.d_bias = (
-            torch.zeros_like(t, dtype=self.exact) if wants and t is not None else None
+            torch.empty_like(t, dtype=self.exact) if wants and t is not None else None
             for t, wants in zip((hidden, head.weight, head.bias), wanted, strict=True)
         )
+        for small in (self.d_hidden, self.d_bias):
+            if small is not None:
+                small.zero_()
+        self._begun = False  # the weight's gradient, the largest tensor here: its first chunk is written, not added
         self._buffer: Tensor | None = None
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -100,6 +104,10 @@ class Products:
     def _add_weight(self, grad: Tensor, rows: Tensor, unit: Tensor | None) -> None:
         """Add grad^T rows, times `unit` where there is one."""
         assert self.d_weight is not None
+        first = not self._begun
+        if first and not (unit is None and self.dtype != self.exact and self.d_weight.device.type == "cpu"):
+            self._zero_unless_begun()
+        self._begun = True
         if unit is not None:
             self.d_weight.addcmul_(torch.mm(grad.t(), rows).to(self.exact), unit)
             return
@@ -117,11 +125,17 @@ class Products:
             self._buffer = rows.new_empty(min(_BLOCK, len(self.d_weight)), rows.shape[1])
         for start in range(0, len(self.d_weight), _BLOCK):
             block = self.d_weight[start : start + _BLOCK]
-            out = self._buffer[: len(block)]
-            block.add_(torch.mm(grad[:, start : start + _BLOCK].t(), rows, out=out))
+            product = torch.mm(grad[:, start : start + _BLOCK].t(), rows, out=self._buffer[: len(block)])
+            block.copy_(product) if first else block.add_(product)
+
+    def _zero_unless_begun(self) -> None:
+        if self.d_weight is not None and not self._begun:
+            self.d_weight.zero_()
+            self._begun = True
 
     def add_rank_one(self, prior: Tensor, mean_weight: Tensor, c: Tensor) -> None:
         """Add the gradients of logits with the gradient c (n, 1) times `prior` (V,); `mean_weight` (D,) = W^T u."""
+        self._zero_unless_begun()
         if self.d_hidden is not None:
             self.d_hidden.addr_(c.squeeze(1), mean_weight)
         if self.d_weight is not None:
@@ -130,6 +144,7 @@ class Products:
             self.d_bias.add_(prior * c.sum())
 
     def gradients(self) -> list[Tensor | None]:
+        self._zero_unless_begun()
         return [self.d_hidden, self.d_weight, self.d_bias]
 
 
