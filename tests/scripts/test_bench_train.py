@@ -103,6 +103,14 @@ def test_our_step_is_that_of_plain_adamw():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
 
 
+def test_the_page_on_gpus_shows_what_was_measured_there():
+    page = (measuring.ROOT / "docs" / "gpu.md").read_text()
+    for report in json.loads((measuring.ROOT / "docs" / "gpu.json").read_text()).values():
+        (shape,) = report["settings"]["shapes"]
+        assert "\n".join(measuring.columns(table(report, shape))) in page
+        assert report["told"].startswith("NVIDIA H100 80GB HBM3") and report["settings"]["device"] == "cuda"
+
+
 def test_flops_of_a_gpt2_shape_are_those_of_its_matrices():
     found = train_ours.peak(Request("peak", "fp32", TINY, 0.0, {}))
     assert found["flops"] == 6 * (12 * 16 * 16 + 11 * 16) + 12 * 1 * 16 * 8

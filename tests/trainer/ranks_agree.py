@@ -164,7 +164,7 @@ def courses_agree(ranks: Ranks) -> None:
             assert found.grads.keys() == found.weights.keys() == alone.weights.keys()
             assert found.state.keys() == alone.state.keys()
             if low:  # bf16 by itself is off by 0.025 from fp32 here; and FSDP rounds gains as well
-                close(found.losses, alone.losses, what, 1e-2)
+                close(found.losses, alone.losses, what, 2e-2)
                 assert relative_error(found.grads, alone.grads) < 5e-2, what
             else:
                 close(found.losses, alone.losses, what, 1e-5)
