@@ -191,7 +191,7 @@ class Ranks:
         sent = changed[:share].clone()
         if len(mine):  # there may be fewer matrices than ranks, and the last share may be short
             sent[: len(mine)] = change(mine)
-        dist.all_gather_into_tensor(changed, sent, group=self.group)
+        dist.all_gather(list(changed.split(share)), sent, group=self.group)
         return changed[: len(matrices)]
 
     def any(self, flag: bool) -> bool:
