@@ -34,7 +34,8 @@ class Entrant:
 
 
 DECAY = {"optim.weight_decay": 0.1}  # as the peers'
-GPT2, MUON = DECAY | {"model.preset": "gpt2", "model.gelu": "erf"}, DECAY | {"optim.name": "muon"}
+GELU = "erf"  # nanoGPT's; the peers are told the same
+GPT2, MUON = DECAY | {"model.preset": "gpt2", "model.gelu": GELU}, DECAY | {"optim.name": "muon"}
 ENTRANTS = {
     "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
     "ours fp32": Entrant("ours", "fp32", GPT2 | {"optim.name": "adamw"}),
@@ -134,6 +135,7 @@ def main(argv: Sequence[str]) -> None:
 
     file = "choices" if args.choices else "train"
     book = measuring.open_book("train", argv, args, MEASURED, left_out, file=file)
+    book.report["gelu"] = GELU
     for shape in args.shapes:
         rows, _, vocab = shape.partition("x")
         size = Shape(args.layers, args.dim, args.heads, args.context, int(rows), int(vocab))

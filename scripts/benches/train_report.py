@@ -18,11 +18,10 @@ SHARE = 0.55
 """The same, as a share of the measured bf16 peak."""
 MEMORY = {50304: 0.6}
 """Memory of a step as a share of nanoGPT's at the same precision; 1 for other vocabularies."""
-STEPS = """\
-tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median of the rounds, without the first steps"""
+STEPS = "tokens/s  of whole steps: forward, loss, backward, clipping, optimizer; median of the rounds"
 NOTES = f"""\
-{STEPS}.
-          Trainer's by a callback at the end of its steps
+{STEPS}. Trainer's by a callback
+          at the end of its steps, everybody's without the first two
 peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 1024 x 1024 product in that precision, of
           all rounds
 rows      of the step that go through the model at once: ours by the default `train.micro_rows: auto`, which adds up
@@ -30,12 +29,11 @@ rows      of the step that go through the model at once: ours by the default `tr
 step      memory at most, above what the process had before the model was made; process: of all of it. Ours tells
           glibc to keep freed memory, as a run does
 AdamW     fused but for nanoGPT's, which asks for that on CUDA alone; weights decay by 0.1 everywhere
-GELU      the exact one by erf everywhere, which is nanoGPT's
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too;
           nanoGPT's train.py has no autocast on a CPU: its bf16 is its step with autocast put in"""
 ON_GPU = f"""\
-{STEPS};
-          the device is waited for where the clock starts and where it stops, not in between
+{STEPS}, without the
+          first six; the device is waited for where the clock starts and where it stops, not in between
 peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 8192 x 8192 product in that precision, of
           all rounds
 rows      of the step that go through the model at once
@@ -45,6 +43,8 @@ PEERS_ON_GPU = """\
 compiled  by torch.compile, as nanoGPT's train.py and litgpt's pretrain.py do by default; Trainer on request. Ours
           compiles its blocks and its loss by default
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too"""
+EXACT_GELU = "GELU      the exact one by erf everywhere, which is nanoGPT's"
+"""What `model.gelu=erf` does; reports from before it say nothing of it, as ours had the tanh form."""
 CHOICES = """\
 as it is  what a run does by default with the qwen3 preset and Muon, rows of one document each; each other line has
           one thing changed. The weights of fp32 are those of bf16; its products are TF32 unless deterministic"""
@@ -130,7 +130,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     """What the columns and the entrants are."""
     if report["settings"].get("choices"):
         return [STEPS + "." if on_cpu(report) else ON_GPU, CHOICES]
-    return [NOTES] if on_cpu(report) else [ON_GPU, PEERS_ON_GPU]
+    gelu = [EXACT_GELU] if report.get("gelu") == "erf" else []
+    return [NOTES, *gelu] if on_cpu(report) else [ON_GPU, PEERS_ON_GPU, *gelu]
 
 
 def products(report: dict[str, Any]) -> list[dict[str, Any]]:
