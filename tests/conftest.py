@@ -33,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Only tests of a GPU see one: all others are about what a run does on a CPU, whose numbers repeat anywhere."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.exit(f"there is no GPU that torch {torch.__version__} can use", returncode=2)
 
 
 @pytest.fixture(scope="session")
