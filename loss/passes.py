@@ -1,7 +1,7 @@
 """The two passes over the logits of a chunk, each compiled into one kernel: for GPUs, where a pass costs its memory.
 
-Operator after operator the logits of a chunk, or something of their size, are read and written eleven times; here they
-are read twice and written once, and nothing else of their size is made.
+Operator after operator goes through the logits of a chunk, or through a copy in fp32; here they are read twice and
+written once, and nothing else of their size is made.
 
 C rows of a chunk, K targets of a row, V vocabulary.
 """

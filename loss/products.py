@@ -55,14 +55,13 @@ class Products:
         self.left, self.right = hidden.to(self.dtype), head.weight.to(self.dtype)
         self.bias = None if head.bias is None else head.bias.to(self.dtype)
         self.wanted = wanted
+        # In bf16 on a CPU the weight's gradient, the largest tensor here, is empty until its first chunk is written.
+        self._empty = wanted[1] and self.dtype == torch.bfloat16 and hidden.device.type == "cpu"
+        makers = torch.zeros_like, torch.empty_like if self._empty else torch.zeros_like, torch.zeros_like
         self.d_hidden, self.d_weight, self.d_bias = (
-            torch.empty_like(t, dtype=self.exact) if wants and t is not None else None
-            for t, wants in zip((hidden, head.weight, head.bias), wanted, strict=True)
+            make(t, dtype=self.exact) if wants and t is not None else None
+            for make, t, wants in zip(makers, (hidden, head.weight, head.bias), wanted, strict=True)
         )
-        for small in (self.d_hidden, self.d_bias):
-            if small is not None:
-                small.zero_()
-        self._begun = False  # the weight's gradient, the largest tensor here: its first chunk is written, not added
         self._buffer: Tensor | None = None
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -104,10 +103,6 @@ class Products:
     def _add_weight(self, grad: Tensor, rows: Tensor, unit: Tensor | None) -> None:
         """Add grad^T rows, times `unit` where there is one."""
         assert self.d_weight is not None
-        first = not self._begun
-        if first and not (unit is None and self.dtype != self.exact and self.d_weight.device.type == "cpu"):
-            self._zero_unless_begun()
-        self._begun = True
         if unit is not None:
             self.d_weight.addcmul_(torch.mm(grad.t(), rows).to(self.exact), unit)
             return
@@ -126,25 +121,27 @@ class Products:
         for start in range(0, len(self.d_weight), _BLOCK):
             block = self.d_weight[start : start + _BLOCK]
             product = torch.mm(grad[:, start : start + _BLOCK].t(), rows, out=self._buffer[: len(block)])
-            block.copy_(product) if first else block.add_(product)
-
-    def _zero_unless_begun(self) -> None:
-        if self.d_weight is not None and not self._begun:
-            self.d_weight.zero_()
-            self._begun = True
+            block.copy_(product) if self._empty else block.add_(product)
+        self._empty = False
 
     def add_rank_one(self, prior: Tensor, mean_weight: Tensor, c: Tensor) -> None:
         """Add the gradients of logits with the gradient c (n, 1) times `prior` (V,); `mean_weight` (D,) = W^T u."""
-        self._zero_unless_begun()
         if self.d_hidden is not None:
             self.d_hidden.addr_(c.squeeze(1), mean_weight)
         if self.d_weight is not None:
+            self._zero_if_empty()
             self.d_weight.addr_(prior, self.hidden.to(self.exact).t().mv(c.squeeze(1)))
         if self.d_bias is not None:
             self.d_bias.add_(prior * c.sum())
 
+    def _zero_if_empty(self) -> None:
+        """For a batch without targets, of which no chunk was added."""
+        if self._empty and self.d_weight is not None:
+            self.d_weight.zero_()
+        self._empty = False
+
     def gradients(self) -> list[Tensor | None]:
-        self._zero_unless_begun()
+        self._zero_if_empty()
         return [self.d_hidden, self.d_weight, self.d_bias]
 
 

@@ -55,16 +55,14 @@ ENTRANTS = {
 }
 COMPILED = {"compile": True}
 GPU_ENTRANTS = {
-    "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
-    "ours bf16, Muon": Entrant("ours", "bf16", GPT2 | MUON),
-    "ours bf16, Muon, qwen3": Entrant("ours", "bf16", {"model.preset": "qwen3"} | MUON),
+    **{name: ENTRANTS[name] for name in ("ours bf16", "ours bf16, Muon", "ours bf16, Muon, qwen3")},
     "ours bf16, eager": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw", "train.compile": "false"}),
     "nanoGPT bf16, compiled": Entrant("nanoGPT", "bf16", COMPILED),
-    "Trainer bf16": Entrant("Trainer", "bf16"),
+    "Trainer bf16": ENTRANTS["Trainer bf16"],
     "Trainer bf16, compiled": Entrant("Trainer", "bf16", COMPILED),
     "litgpt bf16-mixed, compiled": Entrant("litgpt", "bf16-mixed", COMPILED),
     "litgpt bf16-true, compiled": Entrant("litgpt", "bf16-true", COMPILED),
-    PEAK: Entrant("peak", "fp32"),
+    PEAK: ENTRANTS[PEAK],
 }
 """Everyone by the defaults of their own on a GPU, and some others."""
 DOCUMENTS = {"length": 256}
