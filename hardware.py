@@ -20,9 +20,9 @@ from trainer.precision import Name, resolve
 
 Choice = TypeVar("Choice", bound=str)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLEARLY = 2.0
-"""Times as fast as the rule's choice that another has to be: more than the 1.5 of products over the flash kernel where
-the rule changes, at 512 keys, so that shapes around it are not decided by noise."""
+CLEARLY = 2.5
+"""Times as fast as the rule's choice that another has to be: more than the 1.8 of products over the flash kernel where
+the rule changes, at 1,024 keys, so that shapes around it are not decided by noise."""
 TURNS = 3
 """Of each choice, in turns; the fastest counts, as a disturbance only ever makes one slower."""
 ROWS_TRIED, KEYS_TRIED = 512, 1024

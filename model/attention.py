@@ -3,6 +3,8 @@
 B rows, T tokens of a row, S keys (T, or the slots of a cache), H heads, K head width, N tiles of TILE tokens in a row.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,8 @@ Mask = Tensor | BlockMask | None
 """Who sees whom: as a bool tensor (B, 1, T, S), by tiles, or plainly causal."""
 TILE = 128
 """Queries, and keys, that FlexAttention computes or leaves out together: what its kernels are made for."""
-PRODUCTS = 512
-"""Keys up to which a CPU computes attention in bf16 by two products."""
+PRODUCTS = 1024
+"""Keys up to which a CPU computes attention in bf16 by `Products`."""
 
 
 def document_mask(positions: Tensor) -> Tensor:
@@ -57,25 +59,77 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, products: int = PRODUCTS) -> Tensor:
     """softmax(q k^T / sqrt(K)) v for q (B, H, T, K) and k, v (B, G, S, K), all of one dtype; G divides H.
 
-    `mask` is True where a query sees a key, bool (B, 1, T, S); None is causal, with T = S. Every query must see a key.
-    A mask by tiles goes without dropout, and outside of a compiled block it is slow. On a CPU in bf16 up to `products`
-    keys are seen by two products, more by torch's flash kernel.
+    `mask` is True where a query sees a key, bool (B, 1, T, S); None is causal, with T = S. Every query must see a key,
+    and none a later one. A mask by tiles goes without dropout, and outside of a compiled block it is slow. On a CPU in
+    bf16 rows of up to `products` tokens go by `Products`, longer ones, and tokens after a cache, by torch's kernels.
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+    T, S = q.shape[-2], k.shape[-2]
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T == S <= products:
+        with torch.autocast("cpu", enabled=False):
+            return Products.apply(q, k, v, mask, dropout)
     if (group := q.shape[1] // k.shape[1]) > 1:  # repeated by hand: the kernels that take a mask have no grouped form
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > products:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
-    # In bf16 torch's flash kernel for CPU takes about as long as in fp32. Up to 512 keys two plain products are faster,
-    # forward and backward: 4 times at 128 keys, twice at 256, 1.5 times at 512. Beyond that the S x S scores cost more
-    # than they save. The price is accuracy, as the scores are rounded to bf16 before the softmax (which computes, as
-    # the products accumulate, in fp32). Relative error of the output, K = 64, entries of q and k of deviation s:
-    # 0.003 s, the kernel's 0.002 whatever s; gradients 0.004, 0.01 and 0.02 at s = 1, 2, 3, the kernel's 0.003 to
-    # 0.006. With a norm on queries and keys s starts at 1. Scores in fp32 would take 1.5 to 2.5 times as long.
-    with torch.autocast("cpu", enabled=False):
-        if mask is None:
-            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        scores += torch.zeros((), dtype=q.dtype).masked_fill(~mask, float("-inf"))
-        return F.dropout(scores.softmax(-1), dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+
+
+class Products(torch.autograd.Function):
+    """Attention by plain products in bf16, of TILE queries at a time with the keys that are not later than all of them.
+
+    For CPUs: torch's flash kernel, about as slow in bf16 as in fp32 there, takes 2.4, 2.5, 1.8 and 1.4 times as long at
+    256, 512, 1,024 and 2,048 tokens, forward and backward, up to 2.7 times with documents masked (2 cores of an EPYC,
+    Zen 4, torch 2.13). The price is memory, for probabilities are kept, and accuracy, for scores are rounded to bf16
+    before the softmax (which computes, as the products accumulate, in fp32). Relative error of the output, K = 64,
+    entries of q and k of deviation s: 0.004 s, the kernel's 0.002 whatever s; gradients 0.004, 0.01 and 0.02 at
+    s = 1, 2, 3, the kernel's 0.003 to 0.006. With a norm on queries and keys s starts at 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        (B, H, T, K), G = q.shape, k.shape[1]
+        k, v = k.reshape(B * G, T, K) * K**-0.5, v.reshape(B * G, T, K)  # heads that share keys are rows of one product
+        out = q.new_empty(B, T, H, K).transpose(1, 2)
+        later = torch.full((min(TILE, T),) * 2, float("-inf"), dtype=q.dtype).triu(1)
+        kept = []
+        for start in range(0, T, TILE):
+            end = min(start + TILE, T)
+            tile = q[:, :, start:end].reshape(B * G, -1, K)
+            scores = tile @ k[:, :end].transpose(1, 2)
+            if mask is None:
+                scores.view(B, H, -1, end)[..., start:] += later[: end - start, : end - start]
+            else:
+                unseen = ~mask[:, :, start:end, :end]
+                scores.view(B, H, -1, end).add_(torch.zeros((), dtype=q.dtype).masked_fill(unseen, float("-inf")))
+            seen = scores.softmax(-1)
+            held = torch.empty_like(seen, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+            kept += [tile, seen, held]
+            out[:, :, start:end] = (_thinned(seen, held, dropout) @ v[:, :end]).view(B, H, -1, K)
+        ctx.save_for_backward(k, v, *kept)
+        ctx.heads, ctx.dropout = H, dropout
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        k, v, *kept = ctx.saved_tensors
+        B, H, T, K = grad.shape
+        G = len(k) // B
+        d_q = grad.new_empty(B, T, H, K).transpose(1, 2)
+        d_k, d_v = torch.empty_like(k), torch.empty_like(v)
+        for tile, seen, held in zip(kept[-3::-3], kept[-2::-3], kept[::-3], strict=True):
+            end = seen.shape[-1]
+            start = end - tile.shape[1] * G // H
+            given = grad[:, :, start:end].reshape(B * G, -1, K)
+            others = float(end < T)  # the last tile comes first, and writes all keys
+            d_v[:, :end].baddbmm_(_thinned(seen, held, ctx.dropout).transpose(1, 2), given, beta=others)
+            d_seen = _thinned(given @ v[:, :end].transpose(1, 2), held, ctx.dropout)
+            d_scores = torch._softmax_backward_data(d_seen, seen, -1, seen.dtype)
+            d_q[:, :, start:end] = (d_scores @ k[:, :end]).view(B, H, -1, K)
+            d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), tile, beta=others)
+        return d_q, d_k.mul_(K**-0.5).view(B, G, T, K), d_v.view(B, G, T, K), None, None
+
+
+def _thinned(seen: Tensor, held: Tensor | None, dropout: float) -> Tensor:
+    """With dropout: what is `held` of it, scaled up by as much as is lost."""
+    return seen if held is None else seen * held / (1 - dropout)

@@ -95,7 +95,7 @@ class Transformer(nn.Module):
 
     @property
     def products(self) -> int:
-        """Keys up to which a CPU computes attention in bf16 by two products."""
+        """Keys up to which a CPU computes attention in bf16 by `Products`."""
         return self.blocks[0].attention.products  # type: ignore[union-attr,return-value]
 
     @products.setter

@@ -101,20 +101,25 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("size", [16, 600])  # below and above the length where attend changes its way in bf16
+@pytest.mark.parametrize("size", [16, 300, 1030])  # in bf16 one tile, several, and more than attend takes by tiles
+@pytest.mark.parametrize("heads_of_keys", [1, 2, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_attend_and_its_gradients_are_the_definition(
-    dtype: torch.dtype, tolerance: float, size: int, masked: bool
+    dtype: torch.dtype, tolerance: float, heads_of_keys: int, size: int, masked: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(4, 2, 2, size, 8, generator=generator).to(dtype)
+    heads, repeat = (4, heads_of_keys, heads_of_keys, 4), 4 // heads_of_keys
+    draws = [torch.randn(2, count, size, 8, generator=generator).to(dtype) for count in heads]
     mask = document_mask(torch.arange(size).remainder(size // 2).expand(2, size))
     seen = mask if masked else torch.ones(size, size, dtype=torch.bool).tril()
     results = []
     for exact in (False, True):
         inputs = [t.double() if exact else t for t in draws[:3]]
         q, k, v = leaves = [t.clone().requires_grad_() for t in inputs]
-        out = softmax_attention(q, k, v, seen) if exact else attend(q, k, v, mask if masked else None, 0.0)
+        if exact:
+            out = softmax_attention(q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), seen)
+        else:
+            out = attend(q, k, v, mask if masked else None, 0.0)
         out.backward(draws[3].to(out.dtype))
         results.append([out, *(t.grad for t in leaves)])
     for ours, exact_one in zip(*results, strict=True):
@@ -288,6 +293,26 @@ def test_dropout_reaches_attention_weights_in_both_ways_of_attend() -> None:
         dropped = attend(value, value, value, None, 0.5).float()
         assert dropped[0, 0, 0].unique().tolist() in ([0.0], [2.0])  # the first row has one weight: kept, doubled
         assert 0.7 < dropped[0, 0, 32:].mean() < 1.3
+
+
+@pytest.mark.parametrize("size", [24, 200])  # one tile, and two
+def test_gradients_under_dropout_are_those_of_what_was_kept(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, grad = (torch.randn(1, 2, size, size, generator=generator).bfloat16() for _ in range(3))
+    v = torch.eye(size).expand_as(q).bfloat16()  # so that the output is the probabilities
+    leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
+    torch.manual_seed(1)
+    out = attend(leaves[0], leaves[1], leaves[2], None, 0.25)
+    out.backward(grad)
+    kept = (out > 0).double().detach()
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    assert 0.7 < kept[..., causal].mean() < 0.8 and not kept[..., ~causal].any()
+    exact = [t.double().requires_grad_() for t in (q, k, v)]
+    scores = (exact[0] @ exact[1].transpose(-2, -1) / math.sqrt(size)).masked_fill(~causal, float("-inf"))
+    ((scores.softmax(-1) * kept / 0.75) @ exact[2]).backward(grad.double())
+    for ours, theirs in zip(leaves, exact, strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
 
 
 # Weights at the start.
