@@ -106,7 +106,7 @@ class Products(torch.autograd.Function):
             kept += [tile, seen, held]
             out[:, :, start:end] = (_thinned(seen, held, dropout) @ v[:, :end]).view(B, H, -1, K)
         ctx.save_for_backward(k, v, *kept)
-        ctx.heads, ctx.dropout = H, dropout
+        ctx.dropout = dropout
         return out
 
     @staticmethod

@@ -172,11 +172,15 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    """The CPU, with the numbers of its generation where it has any: a virtual machine may call it a mere "AMD EPYC"."""
+    facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in lines}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= facts.keys():
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name
 
 
 def kept_name(file: str) -> str:

@@ -194,7 +194,7 @@ def _draw_curve(axes: "Axes", panel: Curve) -> None:
     for color, (name, points) in zip(_COLORS[:1] + _COLORS[2:], panel.lines.items(), strict=False):
         axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3.5, linewidth=1.4, label=name)
     axes.set_xscale("log")
-    axes.set_xticks(places, [f"{x:,.0f}" for x in places])
+    axes.set_xticks(places, [f"{x:,.0f}" if x < 10_000 else f"{x / 1000:,.0f}k" for x in places])
     axes.minorticks_off()
     axes.set_ylim(0, 1.1 * max((y for points in panel.lines.values() for _, y in points), default=1.0))
     if len(panel.lines) > 1:
