@@ -241,7 +241,7 @@ class _Call:
 
 def _divisor(call: _Call, denom: int | Tensor | None, dtype: torch.dtype) -> int | Tensor:
     """What the sum of the loss is divided by, at least 1: `denom`, or the targets of the call."""
-    if isinstance(denom, int):
+    if denom is not None and not isinstance(denom, Tensor):
         return max(denom, 1)
     targets = call.chosen.flat.sum() if denom is None else denom
     return targets.clamp_min(1).to(torch.promote_types(dtype, torch.float32))

@@ -90,7 +90,8 @@ class Products:
             d_logits, scale = d_logits / size, size if scale is None else size * scale
             unit = scale.abs().amax().clamp_min(torch.finfo(self.exact).tiny)
         if self.d_bias is not None:
-            self.d_bias.addmv_(d_logits.t(), d_logits.new_ones(len(d_logits)) if scale is None else scale.squeeze(1))
+            by_row = self.d_bias.new_ones(len(d_logits)) if scale is None else scale.squeeze(1)
+            self.d_bias.addmv_(d_logits.t().to(self.exact), by_row)
         grad = d_logits if d_logits.dtype == self.dtype else reuse.copy_(d_logits)
         if self.d_hidden is not None:
             product = torch.mm(grad, self.right)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import sources
@@ -15,6 +15,7 @@ from data.cleaning import near, shingles
 from data.cleaning.shingles import ngrams, words
 from data.config import CleanConfig, DataConfig, NearConfig, SplitConfig
 from data.corpus import prepare
+from data.errors import DataError
 from data.making import build
 from data.prepared import Prepared
 
@@ -215,7 +216,11 @@ def test_no_near_duplicates_on_both_sides(tmp_path_factory: pytest.TempPathFacto
     if held:
         write_files(folder / "v", {f"v{i}.txt": family[0] + " end" for i, family in enumerate(families[:3])})
         split = SplitConfig(sources={"v": text_source(folder / "v")})
-    prepared = make(text_config(folder, files, split=split, clean=CleanConfig(near=NEAR)))
+    try:
+        prepared = make(text_config(folder, files, split=split, clean=CleanConfig(near=NEAR)))
+    except DataError as error:  # by chance the hash left no family to one side
+        assert not held and "data.split.val = 0.4 holds out" in str(error)
+        assume(False)
     cluster, plan = numbers(prepared), prepared.plan
     sides = [set(cluster[_documents(prepared, side)].tolist()) for side in ("train", "val")]
     assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == len(families)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loss import Head, build_objective, chunk_rows
+from loss import Head, LossConfig, build_objective, chunk_rows
 from loss.passes import gradient_, seen
 from loss.proof import CHECKS, Problem
 from loss.rows import IGNORE, Selection
@@ -226,6 +226,23 @@ def test_the_passes_that_a_gpu_compiles_are_the_same(config, tmp_path, monkeypat
     torch.testing.assert_close(problem.gradients(compiled), problem.gradients(plain), rtol=1e-12, atol=1e-13)
     kept, made = problem.call(plain).sums, problem.call(compiled).sums
     torch.testing.assert_close(made, kept, rtol=1e-12, atol=1e-13)
+
+
+def test_the_compiled_passes_in_bf16_with_a_bias(monkeypatch):
+    """Gradients of logits are in bf16 then, and of the bias in fp32."""
+    monkeypatch.setattr("loss.fused.compiled_passes", lambda: (seen, gradient_))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(*shape, generator=generator) for shape in ((30, 8), (40, 8), (40,))]
+    targets, found = torch.arange(30)[None], []
+    for compiled in (False, True):
+        objective = build_objective(LossConfig(fused="on", chunk=7), vocab_size=40)
+        objective.compiled = compiled
+        hidden, weight, bias = leaves = [x.clone().requires_grad_() for x in drawn]
+        with torch.autocast("cpu", torch.bfloat16):
+            objective(hidden[None], Head(weight, bias), targets).loss.backward()
+        found.append([leaf.grad for leaf in leaves])
+    for ours, plain in zip(*found, strict=True):
+        assert (ours - plain).norm() < 0.01 * plain.norm()
 
 
 def test_the_compiled_passes_do_not_cancel_or_overflow():

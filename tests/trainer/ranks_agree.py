@@ -159,8 +159,10 @@ def courses_agree(ranks: Ranks) -> None:
         alone = Course.of(learner_of(config, ALONE))
         low = "16" in name
         for parallel in ("ddp", "fsdp"):
-            found = Course.of(learner_of(config, ranks, parallel))
-            what = f"{name}, {parallel}"
+            learner, what = learner_of(config, ranks, parallel), f"{name}, {parallel}"
+            by_muon = [each for each in learner.optimizers.all if isinstance(each, Muon)]
+            assert all((each.ranks is ranks) == (parallel == "ddp") for each in by_muon), what
+            found = Course.of(learner)
             assert found.grads.keys() == found.weights.keys() == alone.weights.keys()
             assert found.state.keys() == alone.state.keys()
             if low:  # bf16 by itself is off by 0.025 from fp32 here; and FSDP rounds gains as well
