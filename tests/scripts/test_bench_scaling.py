@@ -131,10 +131,8 @@ def test_the_page_has_every_report(tmp_path: Path, capsys):
     assert "measured with --quick" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "folder", [path.parent.relative_to(ROOT) for path in ROOT.glob("docs/**/performance.json")], ids=str
-)
-def test_a_published_page_is_that_of_its_numbers(folder: Path):
+@pytest.mark.parametrize("folder", ["docs", "docs/zen5"])
+def test_a_published_page_is_that_of_its_numbers(folder: str):
     text = (ROOT / folder / "performance.json").read_text()
     assert (ROOT / folder / "performance.md").read_text() == performance.page(json.loads(text), ROOT / folder)
 
