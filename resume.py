@@ -128,6 +128,8 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     for name, told in describe_course(config, have, targets, state, parts.total).items():
         print(f"{name}: {told}", file=sys.stderr)
     print("auto: " + ", ".join(f"{name} {value}" for name, value in parts.learner.auto.items()), file=sys.stderr)
+    if parts.learner.compiled:
+        print("compiling the blocks: the first steps take up to a minute longer", file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
     durable.atomic_write(path / "config.yaml", dump(kept))

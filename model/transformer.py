@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import PRODUCTS, Mask, attend, document_mask, document_tiles
 from .config import ModelConfig
+from .gelu import whole_gelu
 
 if TYPE_CHECKING:
     from .decode import Cache
@@ -217,7 +218,8 @@ class MLP(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         x = in_autocast(x)
         if self.gate is None:
-            return self.down(F.gelu(self.up(x), approximate=self.approximate))
+            gelu = whole_gelu if torch.compiler.is_compiling() and x.device.type == "cpu" else F.gelu
+            return self.down(gelu(self.up(x), approximate=self.approximate))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

@@ -23,7 +23,8 @@ from trainer.window import Window
 from .measuring import ROOT
 from .train_pace import RATE, Pace, Request, Shape, batches
 
-TOTAL = 1_000_000  # steps of the run that these are the first of
+TOTAL = 1_000_000
+"""Steps of the run that these are the first of: one so long that it compiles its blocks."""
 LENGTH = "length"
 """The option that says how many tokens documents have, several to a row; all others are settings of a run."""
 
@@ -100,7 +101,7 @@ def ours(request: Request) -> dict[str, Any]:
     config = config_of(shape, request.precision, options, request.device)
     set_up_process(config, place, device)
     pace, ranks = Pace(request.seconds, request.device), Ranks(place, device)
-    learner = build_learner(config, shape.vocab, ranks, device)
+    learner = build_learner(config, shape.vocab, ranks, device, tokens=TOTAL * shape.tokens)
     step, losses = Step(learner), list[torch.Tensor]()
     for micro in feed(shape, learner.micro_rows, ranks, length if config.data.pack.document_mask else None):
         losses.append(step(micro, shape.tokens))
