@@ -29,51 +29,49 @@ class Entrant:
     who: str
     precision: str
     options: dict[str, Any] = field(default_factory=dict)
-    on_request: bool = False
-    """Measured with `--compiled` alone."""
 
 
 DECAY = {"optim.weight_decay": 0.1}  # as the peers'
 GELU = "erf"  # nanoGPT's; the peers are told the same
+COMPILED, EAGER = {"compile": True}, {"train.compile": "false"}
 GPT2, MUON = DECAY | {"model.preset": "gpt2", "model.gelu": GELU}, DECAY | {"optim.name": "muon"}
 ENTRANTS = {
     "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
     "ours fp32": Entrant("ours", "fp32", GPT2 | {"optim.name": "adamw"}),
+    "ours bf16, eager": Entrant("ours", "bf16", GPT2 | EAGER | {"optim.name": "adamw"}),
     "ours bf16, Muon": Entrant("ours", "bf16", GPT2 | MUON),
     "ours fp32, Muon": Entrant("ours", "fp32", GPT2 | MUON),
     "ours bf16, Muon, qwen3": Entrant("ours", "bf16", {"model.preset": "qwen3"} | MUON),
     "nanoGPT fp32": Entrant("nanoGPT", "fp32"),
     "nanoGPT bf16": Entrant("nanoGPT", "bf16"),
+    "nanoGPT bf16, compiled": Entrant("nanoGPT", "bf16", COMPILED),
     "Trainer fp32": Entrant("Trainer", "fp32"),
     "Trainer bf16": Entrant("Trainer", "bf16"),
+    "Trainer bf16, compiled": Entrant("Trainer", "bf16", COMPILED),
     "litgpt fp32": Entrant("litgpt", "fp32"),
     "litgpt bf16-mixed": Entrant("litgpt", "bf16-mixed"),
     "litgpt bf16-true": Entrant("litgpt", "bf16-true"),
-    "litgpt bf16-mixed, compiled": Entrant("litgpt", "bf16-mixed", {"compile": True}, on_request=True),
-    "litgpt bf16-true, compiled": Entrant("litgpt", "bf16-true", {"compile": True}, on_request=True),
-    PEAK: Entrant("peak", "fp32"),
-}
-COMPILED = {"compile": True}
-GPU_ENTRANTS = {
-    **{name: ENTRANTS[name] for name in ("ours bf16", "ours bf16, Muon", "ours bf16, Muon, qwen3")},
-    "ours bf16, eager": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw", "train.compile": "false"}),
-    "nanoGPT bf16, compiled": Entrant("nanoGPT", "bf16", COMPILED),
-    "Trainer bf16": ENTRANTS["Trainer bf16"],
-    "Trainer bf16, compiled": Entrant("Trainer", "bf16", COMPILED),
     "litgpt bf16-mixed, compiled": Entrant("litgpt", "bf16-mixed", COMPILED),
     "litgpt bf16-true, compiled": Entrant("litgpt", "bf16-true", COMPILED),
-    PEAK: ENTRANTS[PEAK],
+    PEAK: Entrant("peak", "fp32"),
 }
+GPU_ENTRANTS = {
+    name: ENTRANTS[name]
+    for name in (
+        "ours bf16", "ours bf16, Muon", "ours bf16, Muon, qwen3", "ours bf16, eager", "nanoGPT bf16, compiled",
+        "Trainer bf16", "Trainer bf16, compiled", "litgpt bf16-mixed, compiled", "litgpt bf16-true, compiled", PEAK,
+    )
+}  # fmt: skip
 """Everyone by the defaults of their own on a GPU, and some others."""
 DOCUMENTS = {"length": 256}
 """Tokens of a document, where rows hold several."""
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "train.compile=false": {"train.compile": "false"},
+    "train.compile=false": EAGER,
     "train.precision=fp32": {"train.precision": "fp32"},
     "train.precision=fp32 run.deterministic=true": {"train.precision": "fp32", "run.deterministic": "true"},
     "documents of 256 tokens": DOCUMENTS,
-    "documents, train.compile=false": DOCUMENTS | {"train.compile": "false"},
+    "documents, train.compile=false": DOCUMENTS | EAGER,
     "optim.name=adamw": {"optim.name": "adamw"},
     "loss.fused=off": {"loss.fused": "off"},
     "train.activation_checkpointing=true": {"train.activation_checkpointing": "true"},
@@ -103,8 +101,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the steps of a process for")
     parser.add_rounds()
     parser.add_peers()
-    parser.add_argument("--compiled", action="store_true",
-                        help="on a CPU litgpt compiled too, as its pretrain.py has it; slow")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda the default shape is larger")
     parser.add_argument("--choices", action="store_true", help="ours alone, by default and with other choices")
     parser.add_argument(
@@ -124,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     entrants = CHOICES if args.choices else GPU_ENTRANTS if args.device == "cuda" else ENTRANTS
     names = [
         name for name, entrant in entrants.items()
-        if entrant.who not in left_out and (args.compiled or not entrant.on_request)
+        if entrant.who not in left_out
         and (name == PEAK or not args.only or asked_for(name, args.only, entrants))
     ]  # fmt: skip
     if names == [PEAK]:

@@ -13,7 +13,9 @@ import torch
 from assemble import set_up_process
 from configs import RunConfig, load
 from data import Batch
+from hardware import pays
 from learner import Learner, build_learner
+from model import Transformer
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.guard import Guard
 from trainer.meters import measured_peak
@@ -21,7 +23,7 @@ from trainer.schedule import momentum_at, rate_factor
 from trainer.window import Window
 
 from .measuring import ROOT
-from .train_pace import RATE, Pace, Request, Shape, batches
+from .train_pace import RATE, Pace, Request, Shape, batches, load_compiler
 
 TOTAL = 1_000_000
 """Steps of the run that these are the first of: one so long that it compiles its blocks."""
@@ -100,6 +102,9 @@ def ours(request: Request) -> dict[str, Any]:
     length = options.pop(LENGTH, None)
     config = config_of(shape, request.precision, options, request.device)
     set_up_process(config, place, device)
+    flops = TOTAL * shape.tokens * flops_per_token(config, shape.vocab)
+    if device.type == "cpu" and config.train.compile == "auto" and pays(config, device, flops):
+        load_compiler()
     pace, ranks = Pace(request.seconds, request.device), Ranks(place, device)
     learner = build_learner(config, shape.vocab, ranks, device, tokens=TOTAL * shape.tokens)
     step, losses = Step(learner), list[torch.Tensor]()
@@ -115,13 +120,15 @@ def ours(request: Request) -> dict[str, Any]:
 
 def peak(request: Request) -> dict[str, Any]:
     """FLOP/s of matrix products, the most that a step could reach, and the FLOPs of a token of a GPT-2 shape."""
-    from model import Transformer
-
     shape, dtypes = request.shape, {"fp32": torch.float32, "bf16": torch.bfloat16}
-    with torch.device("meta"):
-        model = Transformer(config_of(shape, "fp32", {"model.preset": "gpt2"}).model, shape.vocab)
+    flops = flops_per_token(config_of(shape, "fp32", {"model.preset": "gpt2"}), shape.vocab)
     found = {name: measured_peak(request.device, dtype, seconds=request.seconds / 4) for name, dtype in dtypes.items()}
-    return found | {"flops": model.flops_per_token(shape.context), "threads": torch.get_num_threads()}
+    return found | {"flops": flops, "threads": torch.get_num_threads()}
+
+
+def flops_per_token(config: RunConfig, vocab_size: int) -> int:
+    with torch.device("meta"):
+        return Transformer(config.model, vocab_size).flops_per_token(config.model.context)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -80,6 +80,13 @@ def batches_on(device: str, shape: Shape) -> Iterator[tuple["Tensor", "Tensor"]]
         yield tokens.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
 
 
+def load_compiler() -> None:
+    """Import all of torch's compiler, as the others are imported before their memory is measured."""
+    import torch
+
+    torch.compile(lambda x: x + 1, dynamic=False)(torch.ones(8))
+
+
 class Pace:
     """Times steps until `seconds` have passed, and tells the memory at most since it was made.
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .train_pace import BATCHES, RATE, Pace, Request, Shape, batches, batches_on
+from .train_pace import BATCHES, RATE, Pace, Request, Shape, batches, batches_on, load_compiler
 
 DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0
 
@@ -29,6 +29,8 @@ def nanogpt(request: Request) -> dict[str, Any]:
     import torch
     import torch._dynamo  # its optimizer would, and the memory of that is no step's
 
+    if request.options.get("compile"):
+        load_compiler()
     path = Path(request.options["path"]) / "model.py"
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert spec is not None and spec.loader is not None
@@ -118,11 +120,13 @@ def litgpt(request: Request) -> dict[str, Any]:
     """litgpt's model and loss in the step of its pretrain.py, on one process, with a GPT-2-like shape.
 
     It knows rotary positions, not learned ones. AdamW is fused, which pretrain.py asks for on GPUs alone, and the
-    model is compiled, which it does everywhere, only if so requested: on a CPU that takes long to begin.
+    model is compiled, which it does everywhere, only if so requested.
     """
     import torch
 
     module, tools = import_module("litgpt"), import_module("litgpt.utils")  # not a dependency
+    if request.options.get("compile"):
+        load_compiler()
     shape, device, pace = request.shape, request.device, Pace(request.seconds, request.device)
     torch.manual_seed(1337)
     torch.set_float32_matmul_precision("high")

@@ -43,6 +43,9 @@ PEERS_ON_GPU = """\
 compiled  by torch.compile, as nanoGPT's train.py and litgpt's pretrain.py do by default; Trainer on request. Ours
           compiles its blocks and its loss by default
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too"""
+COMPILED = """\
+compiled  by torch.compile, all of a model or Trainer's step; ours compiles its blocks by default in a run as long as
+          this one would be (1e15 FLOPs), but for the line that says eager"""
 EXACT_GELU = "GELU      the exact one by erf everywhere, which is nanoGPT's"
 """What `model.gelu=erf` does; reports from before it say nothing of it, as ours had the tanh form."""
 CHOICES = """\
@@ -131,7 +134,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     if report["settings"].get("choices"):
         return [STEPS + "." if on_cpu(report) else ON_GPU, CHOICES]
     gelu = [EXACT_GELU] if report.get("gelu") == "erf" else []
-    return [NOTES, *gelu] if on_cpu(report) else [ON_GPU, PEERS_ON_GPU, *gelu]
+    compiled = [COMPILED] if any("compiled" in name for each in report["answers"].values() for name in each) else []
+    return [NOTES, *compiled, *gelu] if on_cpu(report) else [ON_GPU, PEERS_ON_GPU, *gelu]
 
 
 def products(report: dict[str, Any]) -> list[dict[str, Any]]:
