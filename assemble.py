@@ -239,10 +239,9 @@ def build(config: RunConfig, data: Prepared, ranks: Ranks, device: torch.device,
     prompts = [[tokenizer.end_id, *tokenizer.encode(prompt)] for prompt in config.eval.prompts]
     labels = held_out_labels(data, config.eval.by)
     groups = {name: (torch.from_numpy(codes), values) for name, (codes, values) in labels.items()}
-    rows, total = rows_per_step(config), total_steps(config, data.train.rows, state)
-    tokens = total * config.train.batch_tokens
-    learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto, data, tokens)
+    learner = build_learner(config, tokenizer.vocab_size, ranks, device, state.auto, data)
     learner.optimizers.allocate()  # so that a checkpoint always holds all of it, also where no step was applied yet
+    rows, total = rows_per_step(config), total_steps(config, data.train.rows, state)
     loader = Loader(
         data, batch_rows=rows, micro_rows=learner.micro_rows, rank=ranks.rank, world_size=ranks.world_size,
         seed=config.run.seed, offset=state.row - state.step * rows, order=order_in_run(config, data, state, total),

@@ -27,9 +27,6 @@ TURNS = 3
 """Of each choice, in turns; the fastest counts, as a disturbance only ever makes one slower."""
 ROWS_TRIED, KEYS_TRIED = 512, 1024
 """Of a matrix product, and of attention: enough to tell, in some milliseconds."""
-LONG = 1e15
-"""FLOPs of a run from which a CPU compiles its blocks, about an hour of a laptop: that takes half a minute at the
-start, and spares 3 to 10 % of each step where blocks are most of it (2 cores of an EPYC, Zen 4, torch 2.13)."""
 LEAST_TRIED = 128
 """Width of a model, and keys, below which the rule holds: there a trial times calls more than what they compute."""
 
@@ -99,17 +96,9 @@ def clearly_faster(what: str, rule: Choice, other: Choice, act: Callable[[Choice
 
 
 def set_up_blocks(
-    config: RunConfig,
-    model: Transformer,
-    ranks: Ranks,
-    device: torch.device,
-    precision: Name,
-    decided: dict[str, Any],
-    flops: float = 0.0,
+    config: RunConfig, model: Transformer, ranks: Ranks, device: torch.device, precision: Name, decided: dict[str, Any]
 ) -> bool:
     """Recomputation, float8, attention and, last, the compiler, before several ranks share the blocks.
-
-    On a CPU `flops`, of the whole run, tell whether it is long enough to be compiled.
 
     Returns whether they are compiled. What `auto` would like and one rank's machine cannot do is left out on all, so
     that all compute alike, with a warning. What `decided` tells holds: FlexAttention, whose trial takes a GPU some
@@ -132,7 +121,7 @@ def set_up_blocks(
         if reason or not use_float8(model.blocks):
             raise ValueError(f"train.fp8: {reason or 'no matrix in the blocks has widths that 16 divides'}")
     compiled = train.compile is True
-    if train.compile == "auto" and decided.get("compile", pays(config, device, 0.0 if decided else flops)):
+    if train.compile == "auto" and device.type == "cuda" and decided.get("compile", True):
         compiled = works("torch.compile", "blocks run eagerly", compiler_fails(device))
     if compiled and device.type == "cuda" and config.data.pack.document_mask:
         known = decided.get("attention")
@@ -146,11 +135,6 @@ def set_up_blocks(
         for block in model.blocks:
             block.compile(dynamic=False)
     return compiled
-
-
-def pays(config: RunConfig, device: torch.device, flops: float) -> bool:
-    """Whether compiled blocks are worth the time that compiling takes, in a run of so many FLOPs."""
-    return device.type == "cuda" or (device.type == "cpu" and flops >= LONG and not config.run.deterministic)
 
 
 def float8_misfits(config: RunConfig, precision: str) -> str | None:

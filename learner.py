@@ -80,9 +80,9 @@ class Learner:
     def auto(self) -> dict[str, Any]:
         """What `auto` settings came to, on this kind of device."""
         found = {"device": self.device.type, "precision": self.precision.name, "micro_rows": self.micro_rows}
-        if self.config.train.compile == "auto":
-            found["compile"] = self.compiled
         if self.device.type == "cuda":
+            if self.config.train.compile == "auto":
+                found["compile"] = self.compiled
             if self.compiled and self.config.data.pack.document_mask:
                 found["attention"] = "flex" if self.model.tiles else "dense"
         elif self.attention:
@@ -194,12 +194,10 @@ def build_learner(
     device: torch.device,
     auto: dict[str, Any] | None = None,
     data: Prepared | None = None,
-    tokens: int = 0,
 ) -> Learner:
     """The learner of a config. What `auto` says, decided by an earlier start on such a device, holds again.
 
-    Without `data`, for an estimate, every id counts as seen equally often. `tokens` are those of the whole run, as far
-    as they are known.
+    Without `data`, for an estimate, every id counts as seen equally often.
     """
     plain = LossConfig(fused=config.loss.fused, chunk=config.loss.chunk)
     decided = auto if auto and auto["device"] == device.type else {}
@@ -212,8 +210,7 @@ def build_learner(
         model = model.to(device)
     precision = Precision(pick_precision(config, ranks, device, decided), device)
     attention = pick_attention(config, model, ranks, device, precision.name, decided)
-    flops = tokens * model.flops_per_token(config.model.context)
-    compiled = set_up_blocks(config, model, ranks, device, precision.name, decided, flops)
+    compiled = set_up_blocks(config, model, ranks, device, precision.name, decided)
     rows = -(-rows_per_step(config) // ranks.world_size)
     micro_rows, tried = train.micro_rows, True
     if micro_rows == "auto":

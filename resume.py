@@ -129,7 +129,7 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
         print(f"{name}: {told}", file=sys.stderr)
     print("auto: " + ", ".join(f"{name} {value}" for name, value in parts.learner.auto.items()), file=sys.stderr)
     if parts.learner.compiled:
-        print("compiling the blocks: the first steps take up to a minute longer", file=sys.stderr)
+        print("blocks are compiled at their first use: some steps and evaluations take up to a minute", file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
     durable.atomic_write(path / "config.yaml", dump(kept))

@@ -218,7 +218,8 @@ class MLP(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         x = in_autocast(x)
         if self.gate is None:
-            gelu = whole_gelu if torch.compiler.is_compiling() and x.device.type == "cpu" else F.gelu
+            compiled = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+            gelu = whole_gelu if compiled and x.device.type == "cpu" else F.gelu
             return self.down(gelu(self.up(x), approximate=self.approximate))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 

@@ -37,12 +37,9 @@ def dry_run(config: RunConfig) -> int:
     ranks = Ranks(place, device)
     with memory_explained(config, vocab_size, ranks):
         gauge = Gauge(device)
-        train_rows, by_source = expected_rows(config, data)
-        total = total_steps(config, train_rows, State()) if train_rows or config.train.epochs is None else 0
-        tokens = total * config.train.batch_tokens if there else 0
-        learner = build_learner(config, vocab_size, ranks, device, data=data, tokens=tokens)
+        learner = build_learner(config, vocab_size, ranks, device, data=data)
         trial = try_out(learner, vocab_size, gauge) if there else None
-        lines = facts(config, learner, data, vocab_size, trial, total, by_source)
+        lines = facts(config, learner, data, vocab_size, trial)
     for name, value in lines:
         print(f"{name:<14} {value}")
     return 0
@@ -83,15 +80,9 @@ class Trial:
 
 
 def facts(
-    config: RunConfig,
-    learner: Learner,
-    data: Prepared | None,
-    vocab_size: int,
-    trial: Trial | None,
-    total: int,
-    by_source: dict[str, int],
+    config: RunConfig, learner: Learner, data: Prepared | None, vocab_size: int, trial: Trial | None
 ) -> list[tuple[str, str]]:
-    """The lines of the plan as (name, value), of `total` steps and training rows `by_source`; 0 and {}: not known."""
+    """The lines of the plan as (name, value)."""
     shape, rows = config.model, rows_per_step(config)
     per_token = learner.flops_per_token
     at_once = learner.micro_rows
@@ -109,6 +100,8 @@ def facts(
         ("memory", memory_text(memory, trial)),
         ("step", f"{rows} rows = {rows * shape.context:,} tokens, {learner.micro_rows} at a time"),
     ]  # fmt: skip
+    train_rows, by_source = expected_rows(config, data)
+    total = total_steps(config, train_rows, State()) if train_rows or config.train.epochs is None else None
     if total:
         lines.append(("run", f"{total:,} steps = {total * config.train.batch_tokens:,} tokens"))
     if total and by_source:

@@ -74,7 +74,7 @@ def test_imports_go_one_way(path: Path):
         "instruments": {*LEAVES, "course", "assemble"},
         "resume": {*LEAVES, "configs", "durable", "course", "assemble"},
         "train": {*LEAVES, "configs", "durable", "course", "assemble", "instruments", "resume", "scripts"},
-        "scripts": {*LEAVES, "configs", "durable", "sizing", "hardware", "learner", "course", "assemble"},
+        "scripts": {*LEAVES, "configs", "durable", "sizing", "learner", "course", "assemble"},
     }.get(home, {"durable"})
     if "faults" in path.parts or path.name == "recipe.py":  # they make whole runs, from the inside too
         allowed = allowed | {"train", "instruments", "resume"}

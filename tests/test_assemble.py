@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-import hardware
 from assemble import Parts, State, build, total_steps
 from configs import RunConfig, load
 from data import Batch, prepare
@@ -134,14 +133,6 @@ def test_lengths_of_a_run(bench: Bench, length: str, steps: int):
     """2048 tokens a step are 32 rows of 64."""
     wanted = config(bench, length, "schedule.warmup=0", "schedule.name=constant")
     assert total_steps(wanted, 128, State()) == steps
-
-
-def test_the_length_of_a_run_tells_whether_a_cpu_compiles(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    wanted = "train.compile=auto", "run.deterministic=false", "train.tokens=10000"  # 5 steps
-    flops = 5 * 2048 * parts(bench).learner.flops_per_token
-    for least, compiled in ((flops, True), (flops + 1, False)):
-        monkeypatch.setattr(hardware, "LONG", least)
-        assert parts(bench, *wanted).learner.auto["compile"] is compiled
 
 
 def test_compiled_blocks_keep_their_names(bench: Bench):

@@ -32,13 +32,11 @@ def configured(*overrides: str) -> RunConfig:
     return load("configs/tiny.yaml", [*SMALL, *overrides])
 
 
-def set_up(
-    *overrides: str, device: torch.device = GPU, precision: Name = "bf16", flops: float = 0.0, **decided: object
-) -> tuple:
+def set_up(*overrides: str, device: torch.device = GPU, precision: Name = "bf16", **decided: object) -> tuple:
     """(compiled, tiles, whether each block is compiled) of a model."""
     config = configured(*overrides)
     made = Transformer(config.model, V)
-    compiled = set_up_blocks(config, made, ALONE, device, precision, decided, flops)
+    compiled = set_up_blocks(config, made, ALONE, device, precision, decided)
     return compiled, made.tiles, [block._compiled_call_impl is not None for block in made.blocks]
 
 
@@ -68,29 +66,6 @@ def test_what_does_not_work_is_left_out_with_one_warning(monkeypatch: pytest.Mon
     assert line.startswith("warning: FlexAttention does not work on cuda, a dense mask keeps documents apart: ")
 
 
-@pytest.mark.parametrize(
-    ("compiles", "overrides", "flops", "decided"),
-    [
-        (True, (), 1e15, {}),
-        (False, (), 0.99e15, {}),
-        (False, ("run.deterministic=true",), 1e15, {}),
-        (False, ("train.compile=false",), 1e15, {}),
-        (True, (), 0.0, {"compile": True}),
-        (False, (), 1e15, {"compile": False}),
-        (False, (), 1e15, {"micro_rows": 4}),  # began before CPUs compiled: goes on as it was
-    ],
-)
-def test_a_cpu_compiles_for_a_run_that_is_long_enough(
-    monkeypatch: pytest.MonkeyPatch, capsys, compiles: bool, overrides: tuple[str, ...], flops: float, decided: dict
-):
-    monkeypatch.setattr(hardware, "compiler_fails", says(None))
-    assert set_up(*overrides, device=CPU, flops=flops, **decided) == (compiles, False, [compiles] * 2)
-    monkeypatch.setattr(hardware, "compiler_fails", says("no C++ compiler"))
-    assert set_up(*overrides, device=CPU, flops=flops, **decided) == (False, False, [False, False])
-    told = "warning: torch.compile does not work on cpu, blocks run eagerly: no C++ compiler\n"
-    assert capsys.readouterr().err == (told if compiles else "")
-
-
 def test_doctor_tells_what_of_it_works(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
@@ -117,11 +92,8 @@ def test_only_what_auto_decided_is_kept_as_decided():
     """A run that was once told not to compile asks the machine again when it is told `auto`."""
     config = configured("train.compile=false")
     made = build_learner(config, V, ALONE, CPU)
-    for device, compile, kept in (
-        (GPU, False, set()), (GPU, "auto", {"compile"}), (GPU, True, {"attention"}),
-        (CPU, False, set()), (CPU, "auto", {"compile"}), (CPU, True, set()),
-    ):  # fmt: skip
-        there = replace(made, device=device, compiled=compile is True)
+    for compile, kept in ((False, set()), ("auto", {"compile"}), (True, {"attention"})):
+        there = replace(made, device=GPU, compiled=compile is True)
         there.config = replace(config, train=replace(config.train, compile=compile))
         assert there.auto.keys() - {"device", "precision", "micro_rows"} == kept
 

@@ -5,7 +5,6 @@ ids is continued greedily by the same number of ids by everyone; the whole call 
 prompt and whatever an entrant makes for it.
 """
 
-import importlib.util
 import json
 import statistics
 import sys
@@ -13,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .nanogpt import module_of
 
 if TYPE_CHECKING:
     from model import Transformer
@@ -121,11 +121,7 @@ def nanogpt(request: Request, model: "Transformer") -> Write:
 
     from model import to_huggingface
 
-    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(request.options["path"]) / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
+    module = module_of(request.options["path"])
     config = module.GPTConfig(
         n_layer=request.layers, n_head=request.heads, n_embd=request.dim, block_size=request.context,
         vocab_size=request.vocab, bias=True, dropout=0.0,

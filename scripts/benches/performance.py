@@ -1,6 +1,6 @@
 """The page of all that was measured: `python -m scripts.bench performance` writes docs/performance.md.
 
-It measures nothing: it puts the reports of the benchmarks together, with the command, the machine and the date of each,
+It measures nothing: it puts the reports of the benchmarks together, with the command, commit, date and machine of each,
 in `performance.md`, `performance.json` and a picture for each.
 """
 
@@ -28,11 +28,12 @@ HEAD = """\
 # Performance
 
 What the commands below printed, and nothing else: `python -m scripts.bench performance` put their reports together.
-Everything was measured side by side in one run: entrants in processes of their own, in interleaved rounds, and a figure
-is the median of the rounds. *spread* is (max - min) / median. All use the same number of threads, torch's own choice
-unless a table says otherwise. NANOGPT is a checkout of [nanoGPT](https://github.com/karpathy/nanoGPT), PYTHON an
-interpreter with `transformers`, `accelerate` and `litgpt`; a tool that is not there is left out with a line that says
-how to get it. `--resume` goes on with a measurement that was cut off.
+The figures of a section were measured side by side in one run, at one commit: entrants in processes of their own, in
+interleaved rounds, and a figure is the median of the rounds. *spread* is (max - min) / median. All use the same number
+of threads, torch's own choice unless a table says otherwise. NANOGPT is a checkout of
+[nanoGPT](https://github.com/karpathy/nanoGPT), PYTHON an interpreter with `transformers`, `accelerate` and `litgpt`; a
+tool that is not there is left out with a line that says how to get it. `--resume` goes on with a measurement that was
+cut off.
 """
 
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 def gathered(folder: Path) -> dict[str, dict[str, Any]]:
     """The reports that are there.
 
-    Raises ValueError when there is none, one that was measured in a hurry, or several of different commits.
+    Raises ValueError when there is none, or one that was measured in a hurry.
     """
     reports = {}
     for name, (_, _, command) in SECTIONS.items():
@@ -68,10 +69,6 @@ def gathered(folder: Path) -> dict[str, dict[str, Any]]:
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         if reports[name].get("settings", {}).get("quick"):
             raise ValueError(f"{path}: measured with --quick, which says nothing; run {command}")
-    commits = {name: commit_of(report) for name, report in reports.items()}
-    if len(set(commits.values())) > 1:
-        told = ", ".join(f"{name} at {commit}" for name, commit in commits.items())
-        raise ValueError(f"{folder} has reports of several commits, which do not make one page: {told}")
     if not reports:
         raise ValueError(f"{folder} has no report; {SECTIONS['train'][2]} makes one")
     return reports
@@ -91,9 +88,8 @@ def page(reports: dict[str, dict[str, Any]], out: Path) -> str:
     for name, report in reports.items():
         title, _, command = SECTIONS[name]
         module = module_of(name)
-        facts = ((" on ", "date"), (": ", "told"))
-        when, where = (f"{word}{report[key]}" if key in report else "" for word, key in facts)
-        told = [f"`{report.get('command', command)}`{when}{where}."]
+        facts = (" at commit ", commit_of(report)), (" on ", report.get("date")), (": ", report.get("told"))
+        told = [f"`{report.get('command', command)}`{''.join(word + fact for word, fact in facts if fact)}."]
         told += [line.replace("left out  ", "Left out: ") for line in report.get("left_out", {}).values()]
         parts += [
             f"## {title}\n",

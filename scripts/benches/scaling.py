@@ -31,8 +31,6 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 HEAD = 64  # width of a head, when the width grows
 GEMM = "GEMM"
-EAGER = {"model.preset": "qwen3", "train.compile": "false"}
-"""Compiled or not by its length, a line would have a step where the rule changes."""
 TEN_MILLION = Shape(layers=6, dim=384, heads=6, context=256, rows=16, vocab=65)
 ONE, TWO = "1 rank x 2 threads", "2 ranks x 1 thread"
 MEGABYTES = (1, 10, 100, 1000)
@@ -101,7 +99,7 @@ def shapes(book: Notebook, args: argparse.Namespace) -> None:
     for turn, name in measuring.rounds([*every, GEMM], args.repeats):
         if book.wants("shapes", name, turn):
             who, shape = ("peak", middle(args.quick)) if name == GEMM else ("ours", every[name])
-            words = Request(who, "auto", shape, args.seconds, EAGER).words()
+            words = Request(who, "auto", shape, args.seconds, {"model.preset": "qwen3"}).words()
             note(book, "shapes", name, turn, measuring.ask("scripts.benches.train_ours", words))
 
 
@@ -111,7 +109,7 @@ def ranks(book: Notebook, args: argparse.Namespace) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "scripts.benches.train_ours")
     threads, asked = {ONE: 2, TWO: 1}, {}
     for name, count in threads.items():
-        options = EAGER | {"run.threads": count}
+        options = {"model.preset": "qwen3", "run.threads": count}
         begin = torchrun if name == TWO else ("scripts.benches.train_ours",)
         asked[name] = (*begin, Request("ours", "auto", shape, args.seconds, options).words())
     for turn, name in measuring.rounds([ONE, TWO], args.repeats):

@@ -13,8 +13,7 @@ RANKS = 0.95
 """What this project aims at for two ranks of one thread, in tokens per second of one rank of two."""
 TITLES = {"dim": "width", "layers": "layers", "context": "context", "vocab": "vocabulary", "rows": "rows of a step"}
 NOTES = """\
-shapes    qwen3, Muon, precision auto, blocks not compiled, random tokens in memory: whole steps, median of
-          the rounds
+shapes    qwen3, Muon, precision auto, random tokens in memory: whole steps, median of the rounds
 peak      model FLOPs (6 N + 12 L D T a token) as a share of the fastest 1024 x 1024 bf16 product of all rounds
 step      memory at most, above what the process had before the model was made
 ranks     the same 10M-parameter shape and rows a step; two processes average gradients by gloo

@@ -4,7 +4,6 @@
 the whole validation text, and needs torch and numpy only.
 """
 
-import importlib.util
 import json
 import math
 import pickle
@@ -13,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from .nanogpt import module_of
 
 DATA, OUT = Path("data/shakespeare_char"), Path("out-shakespeare-char")
 README = {
@@ -68,11 +69,7 @@ def full_nll(folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
+    module = module_of(folder)
     checkpoint = torch.load(folder / OUT / "ckpt.pt", map_location="cpu", weights_only=True)
     model = module.GPT(module.GPTConfig(**checkpoint["model_args"])).eval()
     model.load_state_dict(checkpoint["model"])

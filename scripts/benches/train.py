@@ -33,15 +33,17 @@ class Entrant:
 
 DECAY = {"optim.weight_decay": 0.1}  # as the peers'
 GELU = "erf"  # nanoGPT's; the peers are told the same
-COMPILED, EAGER = {"compile": True}, {"train.compile": "false"}
+COMPILED = {"compile": True}
+OURS_COMPILED, EAGER = {"train.compile": "true"}, {"train.compile": "false"}
 GPT2, MUON = DECAY | {"model.preset": "gpt2", "model.gelu": GELU}, DECAY | {"optim.name": "muon"}
 ENTRANTS = {
     "ours bf16": Entrant("ours", "bf16", GPT2 | {"optim.name": "adamw"}),
+    "ours bf16, compiled": Entrant("ours", "bf16", GPT2 | OURS_COMPILED | {"optim.name": "adamw"}),
     "ours fp32": Entrant("ours", "fp32", GPT2 | {"optim.name": "adamw"}),
-    "ours bf16, eager": Entrant("ours", "bf16", GPT2 | EAGER | {"optim.name": "adamw"}),
     "ours bf16, Muon": Entrant("ours", "bf16", GPT2 | MUON),
     "ours fp32, Muon": Entrant("ours", "fp32", GPT2 | MUON),
     "ours bf16, Muon, qwen3": Entrant("ours", "bf16", {"model.preset": "qwen3"} | MUON),
+    "ours bf16, Muon, qwen3, compiled": Entrant("ours", "bf16", {"model.preset": "qwen3"} | OURS_COMPILED | MUON),
     "nanoGPT fp32": Entrant("nanoGPT", "fp32"),
     "nanoGPT bf16": Entrant("nanoGPT", "bf16"),
     "nanoGPT bf16, compiled": Entrant("nanoGPT", "bf16", COMPILED),
@@ -56,12 +58,11 @@ ENTRANTS = {
     PEAK: Entrant("peak", "fp32"),
 }
 GPU_ENTRANTS = {
-    name: ENTRANTS[name]
-    for name in (
-        "ours bf16", "ours bf16, Muon", "ours bf16, Muon, qwen3", "ours bf16, eager", "nanoGPT bf16, compiled",
-        "Trainer bf16", "Trainer bf16, compiled", "litgpt bf16-mixed, compiled", "litgpt bf16-true, compiled", PEAK,
-    )
-}  # fmt: skip
+    **{name: ENTRANTS[name] for name in ("ours bf16", "ours bf16, Muon", "ours bf16, Muon, qwen3")},
+    "ours bf16, eager": Entrant("ours", "bf16", GPT2 | EAGER | {"optim.name": "adamw"}),
+    **{name: entrant for name, entrant in ENTRANTS.items() if entrant.options == COMPILED},
+    **{name: ENTRANTS[name] for name in ("Trainer bf16", PEAK)},
+}
 """Everyone by the defaults of their own on a GPU, and some others."""
 DOCUMENTS = {"length": 256}
 """Tokens of a document, where rows hold several."""

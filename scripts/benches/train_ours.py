@@ -13,9 +13,7 @@ import torch
 from assemble import set_up_process
 from configs import RunConfig, load
 from data import Batch
-from hardware import pays
 from learner import Learner, build_learner
-from model import Transformer
 from trainer.distributed import Place, Ranks, pick_device
 from trainer.guard import Guard
 from trainer.meters import measured_peak
@@ -25,8 +23,7 @@ from trainer.window import Window
 from .measuring import ROOT
 from .train_pace import RATE, Pace, Request, Shape, batches, load_compiler
 
-TOTAL = 1_000_000
-"""Steps of the run that these are the first of: one so long that it compiles its blocks."""
+TOTAL = 1_000_000  # steps of the run that these are the first of
 LENGTH = "length"
 """The option that says how many tokens documents have, several to a row; all others are settings of a run."""
 
@@ -102,11 +99,10 @@ def ours(request: Request) -> dict[str, Any]:
     length = options.pop(LENGTH, None)
     config = config_of(shape, request.precision, options, request.device)
     set_up_process(config, place, device)
-    flops = TOTAL * shape.tokens * flops_per_token(config, shape.vocab)
-    if device.type == "cpu" and config.train.compile == "auto" and pays(config, device, flops):
+    if device.type == "cpu" and config.train.compile is True:
         load_compiler()
     pace, ranks = Pace(request.seconds, request.device), Ranks(place, device)
-    learner = build_learner(config, shape.vocab, ranks, device, tokens=TOTAL * shape.tokens)
+    learner = build_learner(config, shape.vocab, ranks, device)
     step, losses = Step(learner), list[torch.Tensor]()
     for micro in feed(shape, learner.micro_rows, ranks, length if config.data.pack.document_mask else None):
         losses.append(step(micro, shape.tokens))
@@ -120,15 +116,13 @@ def ours(request: Request) -> dict[str, Any]:
 
 def peak(request: Request) -> dict[str, Any]:
     """FLOP/s of matrix products, the most that a step could reach, and the FLOPs of a token of a GPT-2 shape."""
+    from model import Transformer
+
     shape, dtypes = request.shape, {"fp32": torch.float32, "bf16": torch.bfloat16}
-    flops = flops_per_token(config_of(shape, "fp32", {"model.preset": "gpt2"}), shape.vocab)
-    found = {name: measured_peak(request.device, dtype, seconds=request.seconds / 4) for name, dtype in dtypes.items()}
-    return found | {"flops": flops, "threads": torch.get_num_threads()}
-
-
-def flops_per_token(config: RunConfig, vocab_size: int) -> int:
     with torch.device("meta"):
-        return Transformer(config.model, vocab_size).flops_per_token(config.model.context)
+        model = Transformer(config_of(shape, "fp32", {"model.preset": "gpt2"}).model, shape.vocab)
+    found = {name: measured_peak(request.device, dtype, seconds=request.seconds / 4) for name, dtype in dtypes.items()}
+    return found | {"flops": model.flops_per_token(shape.context), "threads": torch.get_num_threads()}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,10 +1,9 @@
 """Training steps of other tools, as their own training loops take them, for `python -m scripts.bench train`.
 
 `PYTHON -m scripts.benches.train_peers REQUEST` does one measurement and prints a JSON object. Nothing of ours is
-imported but `train_pace`, so that PYTHON may be any interpreter in which the tool is installed.
+imported but `train_pace` and `nanogpt`, so that PYTHON may be any interpreter in which the tool is installed.
 """
 
-import importlib.util
 import json
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from .nanogpt import module_of
 from .train_pace import BATCHES, RATE, Pace, Request, Shape, batches, batches_on, load_compiler
 
 DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0
@@ -31,13 +30,7 @@ def nanogpt(request: Request) -> dict[str, Any]:
 
     if request.options.get("compile"):
         load_compiler()
-    path = Path(request.options["path"]) / "model.py"
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
-
+    module = module_of(request.options["path"])
     shape, device, pace = request.shape, request.device, Pace(request.seconds, request.device)
     torch.manual_seed(1337)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -77,6 +70,8 @@ def trainer(request: Request) -> dict[str, Any]:
     _trained(
         request, replace(request.shape, layers=1, dim=request.shape.heads, rows=1, vocab=2), Pace(0.0, request.device)
     )
+    if request.options.get("compile"):
+        import_module("torch").compiler.reset()  # or the model would be compiled anew, for a batch of any size
     return _trained(request, request.shape, Pace(request.seconds, request.device))
 
 

@@ -44,8 +44,8 @@ compiled  by torch.compile, as nanoGPT's train.py and litgpt's pretrain.py do by
           compiles its blocks and its loss by default
 bf16      products in bf16 by autocast, weights in fp32; litgpt's bf16-true has weights and optimizer in bf16 too"""
 COMPILED = """\
-compiled  by torch.compile, all of a model or Trainer's step; ours compiles its blocks by default in a run as long as
-          this one would be (1e15 FLOPs), but for the line that says eager"""
+compiled  by torch.compile: the whole model, of Trainer what it compiles, of ours each block, by train.compile=true. On
+          a CPU it is our default and that of nanoGPT's README not to, and that of litgpt's pretrain.py to do so"""
 EXACT_GELU = "GELU      the exact one by erf everywhere, which is nanoGPT's"
 """What `model.gelu=erf` does; reports from before it say nothing of it, as ours had the tanh form."""
 CHOICES = """\

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import ModelConfig
-from model.gelu import whole_gelu
+from model.gelu import whole_gelu, whole_gelu_backward
 from model.transformer import MLP
 
 FORMS = pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -29,8 +29,11 @@ def test_it_is_torchs_with_its_gradient(approximate: str, dtype: torch.dtype):
 
 @FORMS
 def test_it_keeps_the_rules_of_operators(approximate: str):
-    """Its shapes without contents, its gradient and what a graph of it computes, by torch's own checks."""
-    torch.library.opcheck(whole_gelu, (torch.randn(4, 6, requires_grad=True), approximate))
+    """Its layout without contents, its gradient and what a graph of it computes, by torch's own checks."""
+    x = torch.randn(4, 6)
+    torch.library.opcheck(whole_gelu, (x.clone().requires_grad_(), approximate))
+    for grad in (torch.randn(4, 6), torch.randn(6, 4).t()):
+        torch.library.opcheck(whole_gelu_backward, (grad, x, approximate))
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "qwen3"])

@@ -1,6 +1,7 @@
 """The decoder: who sees whom, numerics, weights at the start, and counts worked out by hand."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,6 +108,23 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def test_attend_and_its_gradients_are_the_definition(
     dtype: torch.dtype, tolerance: float, heads_of_keys: int, size: int, masked: bool
 ) -> None:
+    is_the_definition(attend, dtype, tolerance, heads_of_keys, size, masked)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend_compiled_for_this_machine_is_the_definition(masked: bool) -> None:
+    is_the_definition(torch.compile(attend, dynamic=False), torch.bfloat16, 0.03, 2, 300, masked)
+
+
+def is_the_definition(
+    attention: Callable[..., Tensor],
+    dtype: torch.dtype,
+    tolerance: float,
+    heads_of_keys: int,
+    size: int,
+    masked: bool,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     heads, repeat = (4, heads_of_keys, heads_of_keys, 4), 4 // heads_of_keys
     draws = [torch.randn(2, count, size, 8, generator=generator).to(dtype) for count in heads]
@@ -119,7 +137,7 @@ def test_attend_and_its_gradients_are_the_definition(
         if exact:
             out = softmax_attention(q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), seen)
         else:
-            out = attend(q, k, v, mask if masked else None, 0.0)
+            out = attention(q, k, v, mask if masked else None, 0.0)
         out.backward(draws[3].to(out.dtype))
         results.append([out, *(t.grad for t in leaves)])
     for ours, exact_one in zip(*results, strict=True):
@@ -302,14 +320,16 @@ def test_attend_takes_a_batch_of_no_rows() -> None:
         assert q.grad is not None and q.grad.shape == q.shape
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("size", [24, 200])  # one tile, and two
-def test_gradients_under_dropout_are_those_of_what_was_kept(size: int) -> None:
+def test_gradients_under_dropout_are_those_of_what_was_kept(size: int, compiled: bool) -> None:
+    attention = torch.compile(attend, dynamic=False) if compiled else attend
     generator = torch.Generator().manual_seed(0)
     q, k, grad = (torch.randn(1, 2, size, size, generator=generator).bfloat16() for _ in range(3))
     v = torch.eye(size).expand_as(q).bfloat16()  # so that the output is the probabilities
     leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
     torch.manual_seed(1)
-    out = attend(leaves[0], leaves[1], leaves[2], None, 0.25)
+    out = attention(leaves[0], leaves[1], leaves[2], None, 0.25)
     out.backward(grad)
     kept = (out > 0).double().detach()
     causal = torch.ones(size, size, dtype=torch.bool).tril()
