@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import PRODUCTS, Mask, attend, document_mask, document_tiles
 from .config import ModelConfig
-from .gelu import whole_gelu
 
 if TYPE_CHECKING:
     from .decode import Cache
@@ -218,9 +217,7 @@ class MLP(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         x = in_autocast(x)
         if self.gate is None:
-            compiled = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-            gelu = whole_gelu if compiled and x.device.type == "cpu" else F.gelu
-            return self.down(gelu(self.up(x), approximate=self.approximate))
+            return self.down(F.gelu(self.up(x), approximate=self.approximate))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

@@ -1,11 +1,14 @@
 """Whole runs, started as a user starts them: the main job, interruptions, many processes, and bad input."""
 
+import contextlib
 import json
 import math
 import os
 import random
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +71,31 @@ def test_with_compiled_blocks_a_resume_is_exact_too(bench: Bench):
     assert bench.kill_at("compiled-killed", 7, signal.SIGKILL, *compiled) == -signal.SIGKILL
     bench.train("compiled-killed", *compiled)
     bench.check_same("compiled", "compiled-killed")
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the compiler in /proc")
+def test_ctrl_c_while_blocks_are_compiled_saves_the_run(bench: Bench, tmp_path: Path):
+    """A terminal sends it to all of a process group, and a compiler that it ended would end the run as a failure."""
+    command = bench.arguments("compiling", *SHORT, "train.compile=true")
+    process = bench.start(*command, env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}, start_new_session=True)
+    until = time.monotonic() + 120
+    while not compiles(process.pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 75, err
+    assert bench.status("compiling")["state"] == "stopped" and bench.status("compiling")["step"] > 0
+
+
+def compiles(group: int) -> bool:
+    """Whether a C++ compiler is at work in a process group."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if name == "cc1plus" and int(rest.split()[2]) == group:
+                return True
+    return False
 
 
 def test_with_dropout_accumulation_and_adamw_a_resume_is_exact_too(bench: Bench):

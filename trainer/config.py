@@ -106,7 +106,7 @@ class TrainConfig:
     fp8: bool = False
     """Multiply by block matrices in float8; bf16 elsewhere. For NVIDIA GPUs from Ada on, and wide models."""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile for each block. auto: on CUDA; on a CPU it gains some % after minutes of compiling."""
+    """torch.compile for each block. auto: on CUDA; on a CPU it takes minutes and gains a few percent at best."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Several processes: ddp, each holds everything; fsdp (FSDP2), each a part. auto: ddp while that fits."""
     activation_checkpointing: bool = False

@@ -108,9 +108,14 @@ class StopRequest:
         """Signals wait to be asked for; also after an error, which is not to be taken for an answer to them.
 
         A launcher that sees one rank fail asks the others to stop while they still say what they make of it.
+
+        The main thread leaves them to the one that waits for a second: what is started from here inherits that, and a
+        terminal's Ctrl-C, which goes to all of a process group, would end a C++ compiler and with it the run.
         """
         self.polled = True
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         yield
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.taken)
         self.polled = False
 
     def __enter__(self) -> "StopRequest":
@@ -119,10 +124,12 @@ class StopRequest:
         self.fd_before = signal.set_wakeup_fd(self.written.fileno(), warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self._wait_for_second, name="second signal", daemon=True)
         self.thread.start()
+        self.taken = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
         self.before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def __exit__(self, *error: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.taken)
         for number, handler in self.before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self.fd_before)

@@ -53,11 +53,11 @@ class Runs:
             return []
         return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
-    def start(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(self, *command: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **(env or {})}
         return subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment,
+            env=environment, **options,
         )  # fmt: skip
 
     def finish(self, name: str, *overrides: str, env: Mapping[str, str] | None = None, processes: int = 1) -> Ended:

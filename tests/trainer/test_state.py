@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -54,8 +56,27 @@ def test_a_signal_asks_and_handlers_come_back():
         assert not stop
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # the launcher passes the same request on: no second one
+        until = time.monotonic() + 30
+        while not stop and time.monotonic() < until:  # another thread takes them
+            time.sleep(0.01)
         assert stop
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_started_while_signals_wait_outlives_them():
+    """A compiler, which Ctrl-C reaches as well as the run."""
+    command = [sys.executable, "-c", "import time; print('there', flush=True); time.sleep(60)"]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(ZeroDivisionError), StopRequest() as stop, stop.polling():
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"there\n"
+            for number in stop.signals:
+                child.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.5)
+            child.kill()
+        raise ZeroDivisionError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_where_nobody_polls_a_signal_ends_what_is_going_on():
