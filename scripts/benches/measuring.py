@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -187,14 +188,15 @@ def aim_rows(aims: Sequence[Aim]) -> list[tuple[str, ...]]:
 
 
 def spoken(name: str, argv: Sequence[str]) -> str:
-    """The command of a benchmark, without paths of this machine and without what only divides it into parts."""
+    """The command of a benchmark, without paths of this machine and, where it goes on, without what divided it."""
     words, option = [f"python -m scripts.bench {name}"], ""
+    left_out = ("--out", "--only", "--resume") if "--resume" in argv else ("--out",)
     for word in argv:
         option = word if word.startswith("--") else option
         if option in ("--python", "--nanogpt", "--text"):
             words += [word] if word == option else [option[2:].upper()]
-        elif option not in ("--out", "--only", "--resume"):
-            words.append(word)
+        elif option not in left_out:
+            words.append(shlex.quote(word))
     return " ".join(words)
 
 

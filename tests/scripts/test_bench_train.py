@@ -228,6 +228,7 @@ def test_the_command_is_told_without_what_divides_it():
     ]
     assert measuring.spoken("x", words) == "python -m scripts.bench x --python PYTHON --quick --shapes 1x2 3x4"
     assert measuring.spoken("x", ["--text", "/a/b.txt", "--quick"]) == "python -m scripts.bench x --text TEXT --quick"
+    assert measuring.spoken("x", ["--only", "a b", "c"]) == "python -m scripts.bench x --only 'a b' c"
 
 
 def test_rounds_begin_with_another_each_time():
