@@ -87,7 +87,9 @@ MODULES = {"Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt", "ligh
 
 
 def rows_by_vocabulary(text: str) -> str:
-    rows, _, vocab = text.partition("x")
+    rows, cross, vocab = text.partition("x")
+    if not cross:
+        raise argparse.ArgumentTypeError(f"{text!r} is not rows and ids of a vocabulary, such as 16x65")
     return f"{positive(rows)}x{positive(vocab)}"
 
 
@@ -125,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         and (name == PEAK or not args.only or asked_for(name, args.only, entrants))
     ]  # fmt: skip
     if names == [PEAK]:
-        raise ValueError(f"--only: there are {', '.join(set(entrants) - {PEAK})}")
+        raise ValueError(f"--only: there are {'; '.join(name for name in entrants if name != PEAK)}")
     from .train_report import draw, tables
 
     file = "choices" if args.choices else "train"

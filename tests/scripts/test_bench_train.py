@@ -190,10 +190,11 @@ def test_a_measurement_that_was_cut_off_goes_on(stub: list, nanogpt: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--only", "nobody"], "--only: there are "),
+        (["--only", "nobody"], "--only: there are ours bf16; ours bf16, compiled; "),
         (["--nanogpt", "/nowhere"], "--nanogpt /nowhere: must be a checkout"),
         (["--python", "/nowhere/python"], "--python /nowhere/python: does not run"),
-        (["--shapes", "16by65"], "--shapes"),
+        (["--shapes", "16by65"], "--shapes: '16by65' is not rows and ids of a vocabulary, such as 16x65"),
+        (["--shapes", "16x0"], "--shapes: '0' is not an integer >= 1"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_line(words: list[str], told: str, tmp_path: Path, capsys):
