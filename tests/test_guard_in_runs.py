@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Container
 
 import pytest
@@ -26,6 +27,14 @@ SHORT = ("train.steps=24", "eval.every=8", "save.every=8", "track.every=4", "eva
 
 def start(bench: Bench, name: str, *overrides: str) -> int:
     return train.main(bench.arguments(name, *SHORT, *overrides)[1:])
+
+
+def ask_to_stop() -> None:
+    """SIGTERM to this process, which another thread takes; returns when the run knows of it."""
+    stop = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not stop:
+        time.sleep(0.01)
 
 
 def events(bench: Bench, name: str, kind: str) -> list[dict]:
@@ -191,7 +200,7 @@ def test_a_stop_inside_an_evaluation_loses_nothing(bench: Bench, monkeypatch, at
     def score(self, batch, **options):
         scored.append(len(steps))
         if len(steps) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            ask_to_stop()
         return real(self, batch, **options)
 
     def counted(self, factor, good, momentum):
@@ -222,7 +231,7 @@ def test_a_stop_at_a_step_whose_save_fails_is_no_clean_stop(bench: Bench, monkey
 
     def samples(self):
         if opened:
-            os.kill(os.getpid(), signal.SIGTERM)
+            ask_to_stop()
         return []
 
     monkeypatch.setattr(Saver, "_open", full)
