@@ -61,12 +61,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, products
 
     `mask` is True where a query sees a key, bool (B, 1, T, S); None is causal, with T = S. Every query must see a key,
     and none a later one. A mask by tiles goes without dropout, and outside of a compiled block it is slow. On a CPU in
-    bf16 rows of up to `products` tokens go by `Products`, longer ones, and tokens after a cache, by torch's kernels.
+    bf16 rows of up to `products` tokens go by `Products`; longer ones, tokens after a cache, and compiled blocks with
+    dropout by torch's kernels.
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
     T, S = q.shape[-2], k.shape[-2]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T == S <= products:
+    lost = dropout > 0 and torch.compiler.is_compiling()  # inductor's CPU code drew 0 for each of them (torch 2.13)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T == S <= products and not lost:
         with torch.autocast("cpu", enabled=False):
             return Products.apply(q, k, v, mask, dropout)
     if (group := q.shape[1] // k.shape[1]) > 1:  # repeated by hand: the kernels that take a mask have no grouped form

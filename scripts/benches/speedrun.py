@@ -83,7 +83,8 @@ def corpus(other: Path | None = None) -> Path:
     source = next(iter(load(str(ROOT / RECIPE)).data.sources.values()))
     path = ROOT / (source.files or ("",))[0]
     if not path.is_file():
-        raise ValueError(f"{path.relative_to(ROOT)} is missing: curl -o {path.relative_to(ROOT)} {SOURCE}")
+        file = path.relative_to(ROOT)
+        raise ValueError(f"{file} is missing: curl --create-dirs -o {file} {SOURCE}")
     return path
 
 

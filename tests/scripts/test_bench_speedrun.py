@@ -204,7 +204,10 @@ def test_a_missing_text_is_told_in_a_line(monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setattr(speedrun, "RECIPE", str(recipe))
     assert bench.main(["speedrun", "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert "corpora/none.txt is missing: curl -o corpora/none.txt https://" in err and len(err.splitlines()) == 1
+    assert (
+        "corpora/none.txt is missing: curl --create-dirs -o corpora/none.txt https://" in err
+        and len(err.splitlines()) == 1
+    )
     assert bench.main(["speedrun", "--text", "no/text.txt"]) == 2
     assert capsys.readouterr().err.strip().endswith("--text no/text.txt: there is no such file")
     assert not (tmp_path / "out").exists()
