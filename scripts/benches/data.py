@@ -23,7 +23,7 @@ from configs import entry, load
 from durable import atomic_write
 
 from .data_contest import FILES, Place, entrants, request
-from .measuring import ROOT, Parser, last_words, positive
+from .measuring import ROOT, Parser, asked_for, last_words, positive
 
 RECIPE = "configs/quickstart.yaml"
 METRICS = ROOT / "docs" / "quickstart.metrics.jsonl"
@@ -38,7 +38,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--megabytes", type=positive, default=64, metavar="N", help="text that is tokenized, at most")
     parser.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many")
     parser.add_argument("--documents", type=positive, default=1_000_000, metavar="N", help="documents of the start-up")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="encoders whose name contains one of these words")
+    parser.add_only("encoders")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR",
                         help="where bench_data.json and bench_data.png go")  # fmt: skip
     return parser.parse_args(argv)
@@ -50,9 +50,7 @@ def main(argv: Sequence[str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     from .data_report import draw, tables
 
-    names = [name for name in entrants() if not args.only or any(word in name for word in args.only)]
-    if not names:
-        raise ValueError(f"--only: there are {', '.join(entrants())}")
+    names = asked_for(entrants(), args.only)
     report: dict[str, Any] = {**surroundings(), "settings": {**vars(args), "out": str(args.out)}}
     print(report["told"], flush=True)
     with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:

@@ -15,7 +15,7 @@ from configs import entry
 
 from . import measuring
 from .generate_contest import Request
-from .measuring import Aim, Parser, aim_rows, columns, failures, medians, positive, spread
+from .measuring import Aim, Parser, aim_lines, columns, failures, medians, positive, spread, subtitle
 from .picture import Bar, rate_panels
 
 QUICK = {
@@ -58,7 +58,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_report("bench_generate.json and bench_generate.png")
     args = parser.parse(argv, QUICK, "a tiny shape once, for a first look")
     if args.prompt + args.tokens > args.context:
-        raise ValueError(f"--tokens: {args.prompt} + {args.tokens} ids are more than --context {args.context}")
+        raise ValueError(f"--prompt {args.prompt} and --tokens {args.tokens}: more ids than --context {args.context}")
     return args
 
 
@@ -175,8 +175,7 @@ def tables(report: dict[str, Any]) -> list[str]:
             lines += ["", f"{preset}, {many}: {told(report, preset)}", *columns(table(report, preset, rows))]
             lines += [f"wrong   {name}: another text than ours" for name in differing(report, preset, rows)]
     lines += ["", *_memory(report)]
-    if found := [aim for preset in settings["presets"] for aim in aims(report, preset)]:
-        lines += ["", *columns(aim_rows(found))]
+    lines += aim_lines([aim for preset in settings["presets"] for aim in aims(report, preset)])
     return [*lines, "", *NOTES.splitlines(), *failures(report)]
 
 
@@ -211,7 +210,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
             panels[f"{preset}, {rows} prompt{'s' * (rows > 1)}"] = [
                 Bar(name, rate, name.startswith("ours")) for name, rate in found
             ]
-    rate_panels(panels, path, "Generation, tokens per second", f"greedy; {told(report, settings['presets'][0])}")
+    what = subtitle(report, f"greedy; {told(report, settings['presets'][0])}")
+    rate_panels(panels, path, "Generation, tokens per second", what)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,21 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from durable import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICK = "a quick look: neither times nor losses say anything"
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +38,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--heads", type=positive, default=6, metavar="H")
         self.add_argument("--context", type=positive, default=256, metavar="T", help="tokens of a row")
 
+    def add_seconds(self, default: float) -> None:
+        self.add_argument("--seconds", type=above_zero, default=default, metavar="S",
+                          help="to time the steps of a process for")  # fmt: skip
+
+    def add_only(self, what: str) -> None:
+        """Which of `what` are measured; `asked_for` reads it."""
+        self.add_argument(
+            "--only", nargs="+", metavar="WORD", help=f"{what} of this name, or else with this in their names"
+        )
+
     def add_rounds(self) -> None:
         self.add_argument("--repeats", type=positive, default=3, metavar="R", help="medians are of so many rounds")
 
@@ -52,18 +64,50 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--resume", action="store_true", help="go on with the report that is there, and add to it")
         self.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help=f"where {files} go")
 
-    def parse(self, argv: Sequence[str], quick: Mapping[str, Any], told: str) -> argparse.Namespace:
-        """The arguments, with `--quick`, of which `told` is the help: it makes `quick` the defaults of the others."""
+    def parse(
+        self, argv: Sequence[str], quick: Mapping[str, Any], told: str, on_gpu: Mapping[str, Any] | None = None
+    ) -> argparse.Namespace:
+        """The arguments, with `--quick`, of which `told` is the help: it makes `quick` the defaults of the others.
+
+        So does `--device cuda` with `on_gpu`.
+        """
         self.add_argument("--quick", action="store_true", help=told)
-        if self.parse_args(argv).quick:
+        given = self.parse_args(argv)
+        if on_gpu and given.device == "cuda":
+            self.set_defaults(**on_gpu)
+        if given.quick:
             self.set_defaults(**quick)
-        return self.parse_args(argv)
+        args = self.parse_args(argv)
+        if "heads" in args and args.dim % args.heads:
+            self.error(f"--heads {args.heads} does not divide --dim {args.dim}")
+        return args
 
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number > 0")
+    return number
+
+
+def asked_for(names: Collection[str], words: Sequence[str] | None) -> list[str]:
+    """Of `names` those that `--only` asks for: each word is a name, or else part of names. All, without words.
+
+    Raises ValueError for a word that none has.
+    """
+    found = {word: [word] if word in names else [name for name in names if word in name] for word in words or names}
+    if unknown := [word for word, having in found.items() if not having]:
+        raise ValueError(f"--only {shlex.quote(unknown[0])}: there are {'; '.join(names)}")
+    return [name for name in names if any(name in having for having in found.values())]
 
 
 def surroundings(device: str = "auto", threads: int | None = None) -> dict[str, Any]:
@@ -187,6 +231,11 @@ def aim_rows(aims: Sequence[Aim]) -> list[tuple[str, ...]]:
     return rows
 
 
+def aim_lines(aims: Sequence[Aim]) -> list[str]:
+    """A table of them below an empty line; nothing without any."""
+    return ["", *columns(aim_rows(aims))] if aims else []
+
+
 def spoken(name: str, argv: Sequence[str]) -> str:
     """The command of a benchmark, without paths of this machine and, where it goes on, without what divided it."""
     words, option = [f"python -m scripts.bench {name}"], ""
@@ -209,6 +258,12 @@ def failures(report: Mapping[str, Any]) -> list[str]:
         for answer in answers
         if "failed" in answer
     ]
+
+
+def subtitle(report: Mapping[str, Any], *told: str) -> str:
+    """What is told below the title of a picture: that it was a quick look, if so, and on which hardware."""
+    quick = [QUICK] if report["settings"].get("quick") else []
+    return "; ".join([*quick, *told, report["told"].rpartition("; ")[0]])
 
 
 def without(nanogpt: Path | None) -> dict[str, str]:
@@ -280,4 +335,5 @@ def last_words(code: int, stderr: str) -> str:
     """Why a process ended with a code, in a line."""
     if code == -9:
         return "killed, perhaps out of memory"
-    return (stderr.strip().splitlines() or [f"exit code {code}"])[-1][:200]
+    lines = [line for line in stderr.strip().splitlines() if not line.endswith("nothing was run.")]  # what configs adds
+    return (lines or [f"exit code {code}"])[-1][:200]

@@ -9,9 +9,42 @@ from eval.style import FAINT, GRID, INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which people with any color vision can tell apart
 _COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
+
+
+_SMALL, _SMALL_LINE = 8.5, 0.17
+"""Size of a subtitle in points, and height of its lines in inches."""
+
+
+class Heading:
+    """A title and, below it, a subtitle of as many lines as it needs, in a picture `width` inches wide.
+
+    `more` is the height in inches of all lines but the first.
+    """
+
+    def __init__(self, title: str, subtitle: str, width: float, left: float) -> None:
+        self.title, self.left, self.width = title, left, width
+        self.lines = list[str]()
+        for word in subtitle.split():
+            longer = f"{self.lines[-1]} {word}" if self.lines else word
+            self.lines[-1:] = [longer] if inches(longer) < width - left - 0.1 else [*self.lines[-1:], word]
+        self.more = _SMALL_LINE * max(len(self.lines) - 1, 0)
+
+    def draw(self, figure: "Figure") -> None:
+        x, height = self.left / self.width, figure.get_figheight()
+        figure.text(x, 1 - 0.32 / height, self.title, fontsize=12, fontweight="bold", color=INK)
+        for i, line in enumerate(self.lines):
+            figure.text(x, 1 - (0.55 + i * _SMALL_LINE) / height, line, fontsize=_SMALL, color=FAINT)
+
+
+def inches(text: str) -> float:
+    """The width of a line of a subtitle, at most: letters that are fitted to pixels are up to 3 % wider."""
+    from matplotlib.textpath import TextPath
+
+    return 1.03 * TextPath((0, 0), text, size=_SMALL).get_extents().x1 / 72
 
 
 class Group(NamedTuple):
@@ -36,19 +69,20 @@ def bars(panels: Sequence[Panel], path: Path, title: str, subtitle: str) -> None
 
     names = list(dict.fromkeys(name for panel in panels for group in panel.groups for name in group.heights))
     widest = max(len(panel.groups) for panel in panels)
-    width, height = max(7.5, 0.9 + widest * (0.3 + 0.29 * len(names))), 1.3 + 2.4 * len(panels)
+    width, left = max(7.5, 0.9 + widest * (0.3 + 0.29 * len(names))), 0.45
+    heading = Heading(title, subtitle, width, left)
+    height = 1.3 + heading.more + 2.4 * len(panels)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         column = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-        left = 0.45 / width
         figure.subplots_adjust(
-            left=left, right=1 - 0.15 / width, top=1 - 1.25 / height, bottom=0.65 / height, hspace=0.62
-        )
-        figure.text(left, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
-        figure.text(left, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
+            left=left / width, right=1 - 0.15 / width, top=1 - (1.25 + heading.more) / height, bottom=0.65 / height,
+            hspace=0.62,
+        )  # fmt: skip
+        heading.draw(figure)
         colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
         shown = [h for panel in panels for group in panel.groups for h in group.heights.values()]
         top = 1.16 * max([*(h for h in shown if isinstance(h, int | float)), *(panel.line for panel in panels)])
@@ -56,8 +90,8 @@ def bars(panels: Sequence[Panel], path: Path, title: str, subtitle: str) -> None
             _draw(axes, panel, colors, top)
         figure.legend(
             [matplotlib.patches.Patch(color=color) for color in colors.values()], list(colors), ncols=len(colors),
-            loc="upper left", bbox_to_anchor=(left, 1 - 0.66 / height), borderaxespad=0, frameon=False, fontsize=8.5,
-            handlelength=1.0, handleheight=0.9, columnspacing=1.6, borderpad=0.2,
+            loc="upper left", bbox_to_anchor=(left / width, 1 - (0.66 + heading.more) / height), borderaxespad=0,
+            frameon=False, fontsize=8.5, handlelength=1.0, handleheight=0.9, columnspacing=1.6, borderpad=0.2,
         )  # fmt: skip
         canvas.print_png(str(path), metadata={"Software": None})
 
@@ -118,7 +152,9 @@ def rate_panels(panels: Mapping[str, Sequence[Bar]], path: Path, title: str, sub
     from matplotlib.figure import Figure
 
     counts, gap = [max(len(found), 1) for found in panels.values()], 0.45
-    width, height = 7.5, 1.05 + 0.33 * sum(counts) + gap * (len(counts) - 1)
+    width = 7.5
+    heading = Heading(title, subtitle, width, 0.15)
+    height = 1.05 + heading.more + 0.33 * sum(counts) + gap * (len(counts) - 1)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -126,10 +162,9 @@ def rate_panels(panels: Mapping[str, Sequence[Bar]], path: Path, title: str, sub
         canvas = FigureCanvasAgg(figure)
         column = figure.subplots(len(counts), 1, squeeze=False, height_ratios=counts)[:, 0]
         mean = 0.33 * sum(counts) / len(counts)
-        figure.subplots_adjust(left=0.32, right=0.96, top=1 - (0.75 if "" in panels else 0.95) / height,
-                               bottom=0.1 / height, hspace=gap / mean)  # fmt: skip
-        figure.text(0.02, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=INK)
-        figure.text(0.02, 1 - 0.55 / height, subtitle, fontsize=8.5, color=FAINT)
+        top = heading.more + (0.75 if "" in panels else 0.95)
+        figure.subplots_adjust(left=0.32, right=0.96, top=1 - top / height, bottom=0.1 / height, hspace=gap / mean)
+        heading.draw(figure)
         for axes, (name, found) in zip(column, panels.items(), strict=True):
             if name:
                 axes.set_title(name, loc="left", fontsize=9.5, color=INK, pad=4)
@@ -168,18 +203,18 @@ def curves(rows: Sequence[Sequence[Curve]], path: Path, title: str, subtitle: st
     from matplotlib.figure import Figure
 
     wide = max(len(row) for row in rows)
-    width, height = max(7.5, 2.6 * wide), 1.0 + 2.3 * len(rows)
+    width, left = max(7.5, 2.6 * wide), 0.55
+    heading = Heading(title, subtitle, width, left)
+    height = 1.0 + heading.more + 2.3 * len(rows)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), wide, squeeze=False)
-        left = 0.55 / width
-        figure.subplots_adjust(left=left, right=1 - 0.2 / width, top=1 - 1.0 / height, bottom=0.35 / height,
-                               hspace=0.5, wspace=0.3)  # fmt: skip
-        figure.text(left, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=INK)
-        figure.text(left, 1 - 0.53 / height, subtitle, fontsize=8.5, color=FAINT)
+        figure.subplots_adjust(left=left / width, right=1 - 0.2 / width, top=1 - (1.0 + heading.more) / height,
+                               bottom=0.35 / height, hspace=0.5, wspace=0.3)  # fmt: skip
+        heading.draw(figure)
         for row, line in zip(rows, grid, strict=True):
             for panel, axes in zip(row, line, strict=False):
                 _draw_curve(axes, panel)
@@ -215,16 +250,19 @@ def dots(rows: Sequence[Dots], path: Path, title: str, subtitle: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width, height = 7.5, 1.15 + 0.26 * len(rows)
+    width = 7.5
+    heading = Heading(title, subtitle, width, 0.15)
+    height = 1.15 + heading.more + 0.26 * len(rows)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.27, right=0.97, top=1 - 0.72 / height, bottom=0.35 / height)
-        figure.text(0.02, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=INK)
-        figure.text(0.02, 1 - 0.53 / height, subtitle, fontsize=8.5, color=FAINT)
+        figure.subplots_adjust(
+            left=0.27, right=0.97, top=1 - (0.72 + heading.more) / height, bottom=0.35 / height
+        )  # fmt: skip
+        heading.draw(figure)
         for place, row in enumerate(rows):
             mean, color = statistics.fmean(row.values), _COLORS[0] if row.ours else FAINT
             spread = statistics.stdev(row.values) if len(row.values) > 1 else 0.0

@@ -157,7 +157,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("recipe", "The validation nll of the recipe with one lever changed at a time.")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each, with a seed each")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="levers whose name contains one of these words")
+    parser.add_only("levers")
     parser.add_text()
     parser.add_report("recipe.md, recipe.json and recipe.png")
     parser.add_argument("--sweep", action="store_true", help="also the rates and batches behind `auto`, one seed each")
@@ -170,9 +170,8 @@ def main(argv: Sequence[str]) -> None:
     from .recipe_report import draw, page, table
 
     corpus(args.text)
-    levers = [lever for lever in LEVERS if not args.only or any(word in lever.name for word in args.only)]
-    if not levers:
-        raise ValueError(f"--only: there are {', '.join(lever.name for lever in LEVERS)}")
+    names = measuring.asked_for([lever.name for lever in LEVERS], args.only)
+    levers = [lever for lever in LEVERS if lever.name in names]
     facts = measuring.surroundings("cpu", args.threads)
     recipe = load(str(ROOT / RECIPE))
     settings = {"quick": args.quick, "threads": args.threads, "text": args.text}

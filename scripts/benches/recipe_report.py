@@ -92,6 +92,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     found = [Dots(row.name, row.values, row.name == BASE) for row in rows_of(report)]
     if found:
         told = "validation nll at the end, nats per character; points are seeds, bars one standard deviation"
+        told = f"{QUICK} {told}" if report["settings"]["quick"] else told
         dots(found, path, "What each lever of the recipe is worth", told)
 
 

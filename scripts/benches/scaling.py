@@ -44,7 +44,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "scaling", "How speed and memory scale with the shape of the model, processes and the size of the corpus."
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="to time the steps of a process for")
+    parser.add_seconds(3.0)
     parser.add_rounds()
     parser.add_argument("--megabytes", type=positive, nargs="+", default=list(MEGABYTES), metavar="MB",
                         help="of tokens on disk")  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .measuring import Aim, aim_rows, columns, failures, medians
+from .measuring import Aim, aim_rows, columns, failures, medians, subtitle
 from .picture import Curve, curves
 from .scaling import AXES, GEMM, ONE, TWO, line
 
@@ -108,4 +108,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
         if (each := medians(answers, key))
     ]
     if rows or last:
-        curves([*rows, *([last] if last else [])], path, "How training scales", report["told"].rpartition("; ")[0])
+        curves([*rows, *([last] if last else [])], path, "How training scales", subtitle(report))

@@ -41,7 +41,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_rounds()
     parser.add_peers()
     parser.add_argument("--sweep", action="store_true", help="look for nanoGPT's best rate first; up to 10 minutes")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="entrants whose name contains one of these words")
+    parser.add_only("entrants")
     parser.add_text()
     parser.add_report("bench_speedrun.json and bench_speedrun.png")
     return parser.parse(argv, {"repeats": 1}, "a few steps of each, once; says nothing about the loss")
@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> None:
         runners = our_runners(Path(folder), args)
         if args.nanogpt:
             runners |= their_runners(Path(folder), text, args, book)
-        names = [name for name in runners if not args.only or any(word in name for word in args.only)]
-        if not names:
-            raise ValueError(f"--only: there are {', '.join(runners)}")
+        names = measuring.asked_for(runners, args.only)
         for turn, name in measuring.rounds(names, args.repeats):
             if book.wants(WALL, name, turn):
                 book.add(WALL, name, runners[name](turn))

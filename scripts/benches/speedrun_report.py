@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .measuring import Aim, aim_rows, columns, failures, medians, spread
+from .measuring import QUICK, Aim, aim_lines, columns, failures, medians, spread, subtitle
 from .picture import Bar, rate_panels
 from .speedrun import AS_WRITTEN, FIRST, PREPARED, SWEEP, TARGET, TUNED, WALL, chosen
 
@@ -72,10 +72,8 @@ def tried(report: dict[str, Any]) -> list[str]:
 
 def tables(report: dict[str, Any]) -> list[str]:
     """Lines of all that was measured."""
-    quick = (
-        ["a quick look at a few steps: neither times nor losses say anything"] if report["settings"]["quick"] else []
-    )
-    return ["", *quick, *columns(table(report)), *tried(report), "", *columns(aim_rows(aims(report))), "", NOTES,
+    quick = [QUICK] * report["settings"]["quick"]
+    return ["", *quick, *columns(table(report)), *tried(report), *aim_lines(aims(report)), "", NOTES,
             *failures(report)]  # fmt: skip
 
 
@@ -90,5 +88,5 @@ def draw(report: dict[str, Any], path: Path) -> None:
     if found:
         rate_panels(
             {"": found}, path, "Seconds of a whole process, and the worst validation nll that it ends with",
-            f"characters of {text}, 4 layers, 128 wide, block 64; {report['told'].rpartition('; ')[0]}",
+            subtitle(report, f"characters of {text}, 4 layers, 128 wide, block 64"),
         )  # fmt: skip

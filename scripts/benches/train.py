@@ -7,7 +7,7 @@ rounds are interleaved. The matrix products that set the limit are measured in e
 
 import argparse
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,19 +101,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_shape()
     parser.add_argument("--shapes", type=rows_by_vocabulary, nargs="+", default=["16x65", "4x50304"], metavar="BxV",
                         help="rows of a step and ids of the vocabulary")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the steps of a process for")
+    parser.add_seconds(5.0)
     parser.add_rounds()
     parser.add_peers()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda the default shape is larger")
     parser.add_argument("--choices", action="store_true", help="ours alone, by default and with other choices")
-    parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="entrants of this name, or else with this in their names"
-    )
+    parser.add_only("entrants")
     parser.add_report("bench_train.json and .png, or bench_choices.json and .png,")
-    known, _ = parser.parse_known_args(argv)
-    if known.device == "cuda":
-        parser.set_defaults(**ON_GPU)
-    return parser.parse(argv, QUICK, "a tiny shape once, for a first look")
+    return parser.parse(argv, QUICK, "a tiny shape once, for a first look", ON_GPU)
 
 
 @entry
@@ -121,13 +116,10 @@ def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     left_out = {} if args.choices else measuring.missing(args.nanogpt, args.python, MODULES)
     entrants = CHOICES if args.choices else GPU_ENTRANTS if args.device == "cuda" else ENTRANTS
-    names = [
-        name for name, entrant in entrants.items()
-        if entrant.who not in left_out
-        and (name == PEAK or not args.only or asked_for(name, args.only, entrants))
-    ]  # fmt: skip
-    if names == [PEAK]:
-        raise ValueError(f"--only: there are {'; '.join(name for name in entrants if name != PEAK)}")
+    names = measuring.asked_for([name for name in entrants if name != PEAK], args.only)
+    names = [name for name in names if entrants[name].who not in left_out]
+    if not names:
+        raise ValueError("\n".join(left_out.values()))
     from .train_report import draw, tables
 
     file = "choices" if args.choices else "train"
@@ -136,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     for shape in args.shapes:
         rows, _, vocab = shape.partition("x")
         size = Shape(args.layers, args.dim, args.heads, args.context, int(rows), int(vocab))
-        for turn, name in measuring.rounds(names, args.repeats):
+        for turn, name in measuring.rounds([*names, PEAK], args.repeats):
             if book.wants(shape, name, turn):
                 answer = asked(entrants[name], size, args)
                 book.add(shape, name, answer)
@@ -144,11 +136,6 @@ def main(argv: Sequence[str]) -> None:
                 print(f"[{turn + 1}/{args.repeats}] {shape} {name}: {told}", file=sys.stderr, flush=True)
     print(*tables(book.report), f"files   {args.out}/bench_{file}.json and .png", sep="\n")
     draw(book.report, args.out / f"bench_{file}.png")
-
-
-def asked_for(name: str, words: Sequence[str], names: Container[str]) -> bool:
-    """Whether a name is one of the words, or has a word in it that is no name itself."""
-    return any(word == name or (word in name and word not in names) for word in words)
 
 
 def asked(entrant: Entrant, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .measuring import Aim, aim_rows, columns, failures, medians, spread
+from .measuring import Aim, aim_lines, columns, failures, medians, spread, subtitle
 from .picture import Bar, rate_panels
 
 PEAK, OURS, AS_IT_IS = "GEMM", "ours bf16", "as it is"
@@ -173,10 +173,8 @@ def tables(report: dict[str, Any]) -> list[str]:
     lines = []
     for shape, rows, vocab in shapes(report):
         lines += ["", heading(report, rows, vocab), *columns(table(report, shape))]
-    told, aimed = peaks(report), aims(report)
-    if aimed:
-        lines += ["", *columns(aim_rows(aimed))]
-    return [*lines, "", *notes(report), *([f"GEMM      {told}"] if told else []),
+    told = peaks(report)
+    return [*lines, *aim_lines(aims(report)), "", *notes(report), *([f"GEMM      {told}"] if told else []),
             *failures(report), *wrong(report)]  # fmt: skip
 
 
@@ -192,4 +190,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
     size = report["settings"]
     model = f"{size['layers']} layers, {size['dim']} wide, context {size['context']}"
     if panels:
-        rate_panels(panels, path, f"Training, tokens a second: {model}", report["told"].rpartition("; ")[0])
+        rate_panels(panels, path, f"Training, tokens a second: {model}", subtitle(report))

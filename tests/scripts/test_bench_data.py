@@ -73,5 +73,5 @@ def test_aims_are_those_of_the_medians():
 
 def test_who_cannot_be_measured_is_named(tmp_path: Path, capsys):
     assert bench.main(["data", "--only", "nothing", "--out", str(tmp_path)]) == 2
-    assert "--only: there are ours" in capsys.readouterr().err
+    assert "--only nothing: there are ours" in capsys.readouterr().err
     assert "failed" in data.ask(data_contest.request("absent", Place("", "", "")))

@@ -119,7 +119,7 @@ def test_bytes_of_a_step_by_hand():
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, capsys):
     for argv, told in (
-        (["--tokens", "300"], "--tokens: 32 + 300 ids are more than --context 256"),
+        (["--tokens", "300"], "--prompt 32 and --tokens 300: more ids than --context 256"),
         (["--nanogpt", str(tmp_path)], f"--nanogpt {tmp_path}: must be a checkout"),
         (["--rows", "0"], "--rows: '0' is not an integer >= 1"),
     ):

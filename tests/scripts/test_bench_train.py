@@ -190,7 +190,10 @@ def test_a_measurement_that_was_cut_off_goes_on(stub: list, nanogpt: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--only", "nobody"], "--only: there are ours bf16; ours bf16, compiled; "),
+        (["--only", "ours bf16", "nobody"], "--only nobody: there are ours bf16; ours bf16, compiled; "),
+        (["--heads", "5"], "--heads 5 does not divide --dim 384"),
+        (["--seconds", "-1"], "--seconds: '-1' is not a number > 0"),
+        (["--seconds", "nan"], "--seconds: 'nan' is not a number > 0"),
         (["--nanogpt", "/nowhere"], "--nanogpt /nowhere: must be a checkout"),
         (["--python", "/nowhere/python"], "--python /nowhere/python: does not run"),
         (["--shapes", "16by65"], "--shapes: '16by65' is not rows and ids of a vocabulary, such as 16x65"),
@@ -202,6 +205,33 @@ def test_bad_arguments_are_refused_in_a_line(words: list[str], told: str, tmp_pa
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_tools_that_are_all_left_out_are_no_measurement(tmp_path: Path, capsys):
+    assert bench.main(["train", "--only", "nanoGPT", "--out", str(tmp_path)]) == 2
+    assert "left out  nanoGPT: git clone https://github.com" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "layers", "shapes"),
+    [
+        ([], 6, ["16x65", "4x50304"]),
+        (["--device", "cuda"], 12, ["32x50304"]),
+        (["--quick"], 2, ["4x65"]),
+        (["--quick", "--device", "cuda", "--layers", "3"], 3, ["4x65"]),
+    ],
+)
+def test_defaults_are_of_the_device_and_of_a_quick_look(words: list[str], layers: int, shapes: list[str]):
+    args = train.arguments(words)
+    assert args.layers == layers and args.shapes == shapes
+
+
+def test_every_option_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        train.arguments(["--help"])
+    assert {"--quick", "--only", "--seconds", "--device"} <= {
+        word.strip("[],") for word in capsys.readouterr().out.split()
+    }
+
+
 def test_a_tool_that_is_not_installed_is_left_out(monkeypatch, nanogpt: Path):
     assert measuring.lacking(sys.executable, "json", "no_such_module") == ["no_such_module"]
     monkeypatch.setattr(measuring, "lacking", lambda python, *modules: ["accelerate", "lightning"])
@@ -210,27 +240,3 @@ def test_a_tool_that_is_not_installed_is_left_out(monkeypatch, nanogpt: Path):
     assert told["Trainer"] == (
         "left out  Trainer: python -m pip install accelerate, or --python FILE that has it"
     )  # fmt: skip
-
-
-def test_the_command_is_told_without_what_divides_it():
-    words = [
-        "--python",
-        "/x/python",
-        "--only",
-        "a",
-        "b",
-        "--quick",
-        "--shapes",
-        "1x2",
-        "3x4",
-        "--out",
-        "/y",
-        "--resume",
-    ]
-    assert measuring.spoken("x", words) == "python -m scripts.bench x --python PYTHON --quick --shapes 1x2 3x4"
-    assert measuring.spoken("x", ["--text", "/a/b.txt", "--quick"]) == "python -m scripts.bench x --text TEXT --quick"
-    assert measuring.spoken("x", ["--only", "a b", "c"]) == "python -m scripts.bench x --only 'a b' c"
-
-
-def test_rounds_begin_with_another_each_time():
-    assert list(measuring.rounds("ab", 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
