@@ -12,6 +12,7 @@ from typing import Any
 
 from durable import atomic_write, sha256
 
+from ..bars import bar
 from ..config import DataConfig, SourceConfig
 from ..errors import DataError
 from ..reading.changes import INPUTS, file_digests
@@ -73,8 +74,6 @@ class Build:
 
     def encode(self, indices: Sequence[int], engine: Engine) -> None:
         """Do these tasks, except what has been done; nothing of that is read again."""
-        from tqdm import tqdm
-
         todo = self.missing(indices, content=True)
         if not todo:
             return
@@ -82,10 +81,9 @@ class Build:
         sizes = [self.tasks[index].size for index in todo]
         work = [(self.tasks[index], self.records[index]) for index in todo]
         before = sum(self.tasks[index].size for index in indices) - sum(sizes)
-        with tqdm(total=before + sum(sizes) or None, initial=before, desc="encode", unit="B", unit_scale=True,
-                  disable=not self.progress) as bar:  # fmt: skip
+        with bar("encode", shown=self.progress, total=before + sum(sizes) or None, done=before) as shown:
             for place in run_tasks(work, self._verified_job, engine, self.config.workers):
-                bar.update(sizes[place])
+                shown.update(sizes[place])
 
     def _verified_job(self) -> Job:
         """The job, with the fast encoder if it gives the reference's ids."""

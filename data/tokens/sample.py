@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 
+from ..bars import PLAIN_INTERVAL, bar, clock, on_terminal
 from ..cleaning.redact import redact_document
 from ..config import TOKENIZERS, DataConfig, TrainTokenizerConfig
 from ..documents import Document, clean_text
@@ -48,15 +49,13 @@ def _learn(
     tasks: Sequence[Task], how: TrainTokenizerConfig, specials: Sequence[str], redacted: Sequence[str], progress: bool
 ) -> Tokenizer:
     """Train, with a bar while the sample is read and then a clock while merges are learned."""
-    from tqdm import tqdm
-
     with contextlib.ExitStack() as learning:
 
         def texts() -> Iterator[str]:
             total = min(how.sample_bytes, sum(task.size for task in tasks if task.side == "train")) or None
-            with tqdm(total=total, desc="sample", unit="B", unit_scale=True, disable=not progress) as bar:
+            with bar("sample", shown=progress, total=total) as shown:
                 for text in training_sample(tasks, how.sample_bytes, how.max_document_bytes, redacted):
-                    bar.update(len(text))
+                    shown.update(len(text))
                     yield text
             learning.enter_context(_clock("learn merges", progress))
 
@@ -66,13 +65,11 @@ def _learn(
 @contextlib.contextmanager
 def _clock(what: str, progress: bool) -> Iterator[None]:
     """A line that counts the seconds of work that tells nothing of its progress."""
-    from tqdm import tqdm
-
-    done = threading.Event()
-    with tqdm(bar_format="{desc}: {elapsed}", desc=what, disable=not progress) as line:
+    done, interval = threading.Event(), 1.0 if on_terminal() else PLAIN_INTERVAL
+    with clock(what, shown=progress) as line:
 
         def tick() -> None:
-            while not done.wait(1):
+            while not done.wait(interval):
                 line.refresh()
 
         thread = threading.Thread(target=tick, daemon=True)

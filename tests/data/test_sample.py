@@ -1,6 +1,7 @@
 """What a tokenizer is trained on: about as much as was asked for, from all over, without reading everything."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,11 +108,19 @@ def test_a_sample_is_what_the_store_will_hold(tmp_path: Path, monkeypatch: pytes
     assert sample.make_tokenizer(config, tasks, False).encode(chunk)
 
 
-def test_training_shows_a_bar_and_then_a_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("progress", "terminal"), [(True, True), (True, False), (False, True)])
+def test_training_shows_a_bar_and_then_a_clock(
+    progress: bool, terminal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shorter than ten seconds says nothing to a log."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     write_files(tmp_path, {"a.txt": "some text " * 100})
     source = SourceConfig(kind="text", files=(f"{tmp_path}/a.txt",))
     config = DataConfig(sources={"a": source}, tokenizer=TokenizerConfig(train=TrainTokenizerConfig(300)))
-    for progress in (True, False):
-        sample.make_tokenizer(config, list_tasks("a", "train", source), progress)
-        shown = capsys.readouterr().err
-        assert ("sample: 100%" in shown) == ("learn merges: 00:0" in shown) == progress
+    sample.make_tokenizer(config, list_tasks("a", "train", source), progress)
+    shown = capsys.readouterr().err
+    if progress and terminal:
+        assert "\rsample: 100%" in shown and "\rlearn merges: 00:0" in shown
+    else:
+        assert shown == ""
