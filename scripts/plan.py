@@ -9,6 +9,7 @@ import torch
 
 from assemble import set_up_process
 from configs import RunConfig
+from configs.auto import vocabulary
 from course import State, describe_course, order_in_run, total_steps
 from data import Batch, Prepared, SplitConfig, estimate, load_tokenizer, lookup
 from learner import Learner, build_learner, rows_per_step
@@ -46,7 +47,8 @@ def dry_run(config: RunConfig) -> int:
 
 
 def assumed_vocabulary(config: RunConfig) -> int:
-    """Ids of a tokenizer that is not made yet; of one for each character, which depend on the corpus, those of bytes.
+    """Ids of a tokenizer that is not made yet; of one for each character, which depend on the corpus, as many
+    as `auto` goes by.
 
     Raises DataError for a file that is missing or none.
     """
@@ -63,7 +65,7 @@ def assumed_vocabulary(config: RunConfig) -> int:
         ranks = read_ranks(tokenizer.tiktoken)
         missing = {*specials, "<|endoftext|>"} - ranks.specials.keys()
         return max(*ranks.ids.values(), *ranks.specials.values()) + 1 + len(missing)
-    return 257 + len(specials)
+    return (257 if tokenizer.level == "byte" else vocabulary(tokenizer)) + len(specials)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,11 @@ def describe(path: Path, config: RunConfig) -> str:
         scores={key: value for key, value in last.items() if key.startswith("val/")},
         compression=compression(path),
         best=best_step(path, rows),
-        paths={"curves": path / "curves.png", "metrics": path / "metrics.jsonl", "samples": path / "samples.jsonl"},
+        paths={
+            file.stem: file
+            for name in ("curves.png", "metrics.jsonl", "samples.jsonl")
+            if (file := path / name).is_file() and file.stat().st_size
+        },  # fmt: skip
         commands=[
             f"python -m scripts.generate {path}{prompt}",
             f"python -m scripts.evaluate {path}",

@@ -14,6 +14,7 @@ import pytest
 import durable
 import train
 from configs import load
+from configs.auto import FEW
 from course import State, order_in_run, starts_in_run
 from data import Loader, Step, lookup, prepare
 from data.tokens.vocabulary import byte_tokenizer
@@ -177,6 +178,8 @@ def test_the_vocabulary_that_a_dry_run_assumes_is_the_one_that_is_made(recipe: s
             config = load(recipe, [f"data.tokenizer={tokenizer}", *more])
             made = prepare(config.data, 32, progress=False).tokenizer
             assert assumed_vocabulary(config) == made.vocab_size, (tokenizer, more)
+    characters = load(recipe, ["data.tokenizer=char", fim])
+    assert assumed_vocabulary(characters) == FEW + assumed_vocabulary(load(recipe, ["data.tokenizer=byte", fim])) - 257
 
 
 def test_a_validation_without_targets_is_refused_before_training(

@@ -45,6 +45,10 @@ def test_generate_repeats_with_a_seed_and_starts_with_the_prompt(run: Path, caps
         assert generate.main([str(run), "--prompt", "import é", "--max-new-tokens", "40", "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import é")
+    both = ["--prompt", "import é", "--prompt", "a", "--max-new-tokens", "40", "--seed", "1"]
+    assert generate.main([str(run), *both]) == 0
+    first, second = capsys.readouterr().out.removeprefix("[1/2]\n").split("\n\n[2/2]\n")
+    assert first + "\n" == texts[0] and second.startswith("a") and len(second) > 2
     for weights in ("bf16", "int8"):
         assert generate.main([str(run), "--weights", weights, "--max-new-tokens", "40"]) == 0
         assert re.fullmatch(r"\d+ tokens in \d+\.\d s: [\d,]+ tokens/s\n", capsys.readouterr().err)
@@ -134,7 +138,11 @@ def test_summary_redraws_and_tells(run: Path, capsys):
     assert summary.main([str(run)]) == 0
     told = capsys.readouterr().out
     assert (run / "curves.png").is_file() and "gzip -9" in told and "best saved checkpoint" in told
-    assert "sample at step 30" in told
+    assert "sample at step 30" in told and f"samples  {run}/samples.jsonl" in told
+    (run / "samples.jsonl").write_text("")
+    assert summary.main([str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "samples.jsonl" not in told and f"metrics  {run}/metrics.jsonl" in told
 
 
 def test_doctor_is_ready_here_and_names_what_is_missing(monkeypatch, capsys):
