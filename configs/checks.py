@@ -23,7 +23,7 @@ class Problem:
 
 
 # The fields that say something for a kind of source; the first one is required.
-_ANY = ("constants", "license", "max_documents")
+_ANY = ("constants", "license", "origin", "max_documents")
 _RECORDS = ("text", "id", "labels", "weight")
 _CHATS = ("messages", "template", "train_on")
 _SOURCE_FIELDS = {

@@ -70,6 +70,8 @@ class SourceConfig:
     """text, code, python, jsonl, csv: how files are encoded, such as `latin-1`."""
     license: str | None = None
     """For the data card; those of Python packages are found."""
+    origin: str | None = None
+    """Where its files are to be had, such as an address: for the data card, and told when they are missing."""
     max_documents: Annotated[int, Ge(1)] | None = None
     """Stop after so many documents."""
 

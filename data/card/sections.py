@@ -106,7 +106,7 @@ def _sources(prepared: "Prepared") -> list[Block]:
     for (side, name), here in sums.items():
         config = (prepared.config.sources if side == "train" else prepared.config.split.sources)[name]
         shown = name if side == "train" else f"{name} (held out)"
-        rows.append((shown, _origin(config), f"{here['documents']:,}", size_text(here["bytes"]),
+        rows.append((shown, _places(config), f"{here['documents']:,}", size_text(here["bytes"]),
                      f"{here['tokens']:,}", share(here["tokens"], whole), _license(config)))  # fmt: skip
         stack.append((shown, here["tokens"], share(here["tokens"], whole)))
         per_token = here["bytes"] / max(1, here["tokens"])
@@ -125,10 +125,10 @@ def _license(config: SourceConfig) -> str:
     return config.license or ("by package, see below" if config.kind == "python" else "not given")
 
 
-def _origin(config: SourceConfig) -> str:
-    """What a source reads, as the config spells it."""
+def _places(config: SourceConfig) -> str:
+    """What a source reads, as the config spells it, and where that is to be had."""
     places = (*config.packages, *config.files, *([config.path] if config.path else []), *config.data_files)
-    return f"{config.kind}: {', '.join(places)}"
+    return f"{config.kind}: {', '.join(places)}{f' ({config.origin})' * bool(config.origin)}"
 
 
 def _packages(prepared: "Prepared") -> list[Block]:

@@ -45,7 +45,8 @@ def corpus_directory(config: DataConfig) -> Path:
 def _located(source: SourceConfig) -> dict[str, Any]:
     """What is given of a source, with the place of what is relative to the working directory."""
     found = given(source)
-    found.pop("license", None)  # no token depends on it
+    for name in ("license", "origin"):  # no token depends on them
+        found.pop(name, None)
     if source.files:
         found["files"] = [pattern if pattern == STDIN else os.path.abspath(pattern) for pattern in source.files]
         if source.exclude:  # its patterns are held against paths as they are spelled

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from ..config import SourceConfig
 from ..documents import Document
 from ..errors import DataError
-from .files import Part, decode_file, excluded, fixed_folder, read_bytes, relative_name, splits_at_newlines
+from .files import Part, decode_file, excluded, fixed_folder, not_found, read_bytes, relative_name, splits_at_newlines
 
 MAX_BYTES = 1_000_000
 """Longer files are data, or made by programs."""
@@ -119,7 +119,7 @@ def code_parts(source: str, config: SourceConfig) -> list[tuple[Part, int]]:
         matched = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
         base = _base(pattern)
         if not matched:
-            raise DataError(f"data source {source!r}: no file or folder matches {pattern!r} in {os.getcwd()}")
+            raise not_found(source, config, "file or folder", pattern)
         for path in matched:
             for file, inside in _files(path, base, found_by_glob=path != pattern):
                 name = relative_name(file, base)

@@ -84,9 +84,15 @@ def file_parts(source: str, config: SourceConfig, stdin: Path | None = None) -> 
                 found.setdefault(real, Part(path, name))
                 matched += 1
         if not matched:
-            raise DataError(f"data source {source!r}: no file matches {pattern!r} in {os.getcwd()}")
+            raise not_found(source, config, "file", pattern)
     parts = sorted(found.values(), key=lambda part: (part.id, part.path))
     return [(part, os.path.getsize(part.path) * _TEXT_PER_BYTE.get(_ending(part.path), 1)) for part in parts]
+
+
+def not_found(source: str, config: SourceConfig, what: str, pattern: str) -> DataError:
+    """That a pattern of a source matches nothing, and where its files are to be had."""
+    whence = f"; it is to be had at {config.origin}" if config.origin else ""
+    return DataError(f"data source {source!r}: no {what} matches {pattern!r} in {os.getcwd()}{whence}")
 
 
 def fixed_folder(pattern: str) -> str:

@@ -23,7 +23,6 @@ from .measuring import ROOT, Notebook, Parser
 from .speedrun_nanogpt import OUT, README, command, copied
 
 RECIPE = "configs/speedrun.yaml"
-SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TARGET = 1.903
 """Nats per character over the whole validation split: what nanoGPT's README recipe ends with."""
 SEED = 1337
@@ -82,7 +81,7 @@ def corpus(other: Path | None = None) -> Path:
     path = ROOT / (source.files or ("",))[0]
     if not path.is_file():
         file = path.relative_to(ROOT)
-        raise ValueError(f"{file} is missing: curl --create-dirs -o {file} {SOURCE}")
+        raise ValueError(f"{file} is missing" + f": curl --create-dirs -o {file} {source.origin}" * bool(source.origin))
     return path
 
 

@@ -156,7 +156,7 @@ CROSS = {
     "{vocab_size: N}}",
     "data.tokenizer={train: null}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, not none",
     "data.sources.a.packages=[json]": "data.sources.a.packages: kind text does not use it; it takes files, exclude, "
-    "encoding, constants, license, max_documents",
+    "encoding, constants, license, origin, max_documents",
     "data.sources.b={kind: python}": "data.sources.b: kind python needs packages",
     "data.sources.b={kind: jsonl}": "data.sources.b: kind jsonl needs files",
     "data.sources.b={kind: hf}": "data.sources.b: kind hf needs path",

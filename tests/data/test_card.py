@@ -37,7 +37,8 @@ def small(tmp_path: Path, **kwargs: Any) -> Prepared:
     write_files(tmp_path / "a", {"1.txt": "aaaa", "2.txt": "bb", "3.txt": " \n", "4.txt": "aaaa", "5.txt": "c" * 20})
     write_files(tmp_path / "b", {"1.txt": "d" * 10})
     write_files(tmp_path / "v", {"1.txt": "e" * 6})
-    sources = {"a": text_source(tmp_path / "a", license="MIT"), "b": text_source(tmp_path / "b")}
+    own = text_source(tmp_path / "a", license="MIT", origin="https://example.org/a")
+    sources = {"a": own, "b": text_source(tmp_path / "b")}
     split = SplitConfig(sources={"v": text_source(tmp_path / "v")})
     config = DataConfig(sources=sources, split=split, dir=str(tmp_path / "out"), tokenizer=BYTE, **kwargs)
     return prepare(config, 8, progress=False)
@@ -56,6 +57,9 @@ def test_numbers_are_those_counted_by_hand(tmp_path: Path):
         ("b", "1", "10 B", "10", "20.8 %", "not given"),
         ("v (held out)", "1", "6 B", "6", "12.5 %", "not given"),
     ]
+    assert [row[1] for row in table.rows] == [
+        f"text: {tmp_path}/a/**/* (https://example.org/a)", f"text: {tmp_path}/b/**/*", f"text: {tmp_path}/v/**/*",
+    ]  # fmt: skip
     (stack,) = blocks(prepared, "Sources", Stack)
     assert [(name, value) for name, value, _ in stack.items] == [("a", 32), ("b", 10), ("v (held out)", 6)]
     (histogram,) = blocks(prepared, "Documents", Histogram)
@@ -157,7 +161,7 @@ def test_nothing_of_a_corpus_is_run_or_taken_for_markup(tmp_path: Path):
              for i in range(9)]  # fmt: skip
     (tmp_path / "<b>.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[0]])))
     source = SourceConfig(kind="jsonl", files=(f"{tmp_path}/*.jsonl",), text="body", id="name",
-                          labels={"<i>place": "where", "language": "where"}, license=NASTY)  # fmt: skip
+                          labels={"<i>place": "where", "language": "where"}, license=NASTY, origin=NASTY)  # fmt: skip
     config = DataConfig(sources={"web": source}, dir=str(tmp_path / "out"), tokenizer=BYTE, split=SplitConfig(val=0.3))
     markdown, page = card.write_card(prepare(config, 16, progress=False))
     shown = "".join(check_inert(page.read_text()).words)

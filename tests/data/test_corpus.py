@@ -358,6 +358,8 @@ def test_two_projects_with_the_same_patterns(tmp_path: Path, monkeypatch: pytest
     assert not set(places[0].values()) & set(places[1].values())
     absolute = replace(configs["text"].sources["a"], files=(str(tmp_path / "two" / "text" / "*"),))
     assert corpus_directory(replace(configs["text"], sources={"a": absolute})) == places[1]["text"]
+    described = replace(absolute, license="MIT", origin="https://example.org")
+    assert corpus_directory(replace(configs["text"], sources={"a": described})) == places[1]["text"]
 
 
 def test_an_exclusion_depends_on_how_files_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,6 +539,8 @@ def test_bad_sources(tmp_path: Path) -> None:
     refused(replace(good, sources={"a": SourceConfig(kind="parquet")}), "kind parquet needs files")
     refused(replace(good, sources={"a": SourceConfig(kind="xml")}), "is 'xml'; it may be python, hf, code")  # type: ignore[arg-type]
     refused(replace(good, sources={"a": replace(text, files=("gone/*",))}), "source 'a': no file matches 'gone/\\*'")
+    gone = replace(text, files=("gone/*",), origin="https://example.org/gone")
+    refused(replace(good, sources={"a": gone}), "; it is to be had at https://example.org/gone$")
     refused(replace(good, split=SplitConfig(sources={"v": SourceConfig(kind="jsonl")})), "data.split.sources.v: kind")
     missing = SourceConfig(kind="python", packages=("nosuchpackage",))
     refused(replace(good, sources={"a": missing}), "'nosuchpackage' is not installed")

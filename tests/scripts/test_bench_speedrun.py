@@ -199,13 +199,13 @@ def test_without_a_checkout_ours_is_run_alone(stub: list[list[str]], tmp_path: P
 def test_a_missing_text_is_told_in_a_line(monkeypatch, tmp_path: Path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "run: {name: x}\ntrain: {steps: 1}\ndata: {sources: {s: {kind: text, files: [corpora/none.txt]}}}\n"
+        "run: {name: x}\ntrain: {steps: 1}\ndata: {sources: {s: {kind: text, files: [corpora/none.txt], origin: 'https://example.org/x'}}}\n"
     )
     monkeypatch.setattr(speedrun, "RECIPE", str(recipe))
     assert bench.main(["speedrun", "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert (
-        "corpora/none.txt is missing: curl --create-dirs -o corpora/none.txt https://" in err
+        "corpora/none.txt is missing: curl --create-dirs -o corpora/none.txt https://example.org/x" in err
         and len(err.splitlines()) == 1
     )
     assert bench.main(["speedrun", "--text", "no/text.txt"]) == 2
