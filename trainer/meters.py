@@ -180,9 +180,11 @@ class Throughput:
 
 def seconds_left(start: int, step: int, total: int, elapsed: float) -> float | None:
     """Seconds until step `total` at the pace of steps `start` to `step` in `elapsed` s; None before the first one."""
+    if step >= total:
+        return 0.0
     if step <= start or elapsed < 0:
         return None
-    return max(total - step, 0) * elapsed / (step - start)
+    return (total - step) * elapsed / (step - start)
 
 
 def clock_text(seconds: float | None) -> str:

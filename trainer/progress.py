@@ -18,7 +18,8 @@ class Progress:
     """A tqdm bar on a terminal, else plain lines now and then."""
 
     def __init__(self, name: str, start: int, total: int) -> None:
-        self._start, self._total, self._began, self._printed = start, total, time.monotonic(), float("-inf")
+        self._start, self._total, self._printed = start, total, float("-inf")
+        self._since = start, time.monotonic()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._bar = tqdm(
@@ -27,7 +28,10 @@ class Progress:
             )  # fmt: skip
 
     def move(self, step: int) -> None:
-        """Move the bar to `step`; it is drawn at most twice a second."""
+        """Move the bar to `step`; it is drawn at most twice a second. The pace is taken from the first one on, as that
+        loads kernels, or compiles for a minute."""
+        if self._since[0] == self._start:
+            self._since = step, time.monotonic()
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -42,7 +46,8 @@ class Progress:
             self.move(step)
         elif shown and (time.monotonic() - self._printed >= PLAIN_INTERVAL or step >= self._total):
             self._printed = time.monotonic()
-            left = seconds_left(self._start, step, self._total, self._printed - self._began)
+            first, began = self._since
+            left = seconds_left(first, step, self._total, self._printed - began)
             self.message(f"step {step}/{self._total}  {values}  {clock_text(left)} left")
         scores = [(k, row.get(f"val/{k}")) for k in ("nll", "ppl", "bpb", "accuracy")]
         if held_out := "  ".join(f"{k} {v:.4g}" for k, v in scores if v is not None):

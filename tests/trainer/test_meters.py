@@ -139,6 +139,6 @@ def test_memory_is_in_gib() -> None:
 def test_time_left() -> None:
     assert seconds_left(start=100, step=150, total=300, elapsed=10) == 30
     assert seconds_left(0, 0, 10, 5) is None
-    assert seconds_left(0, 12, 10, 5) == 0
+    assert seconds_left(0, 12, 10, 5) == 0 == seconds_left(1, 1, 1, 0)
     assert [clock_text(s) for s in (None, 7.4, 723, 3723)] == ["?", "0:07", "12:03", "1:02:03"]
     assert [clock_text(3600 * h) for h in (47, 48, 887)] == ["47:00:00", "2 days 0 h", "36 days 23 h"]

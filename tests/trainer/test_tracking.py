@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import durable
-from trainer import tracking
+from trainer import progress, tracking
 from trainer.config import TrackConfig
 from trainer.progress import number_text
 from trainer.rows import Mark, Rows, finite, read_rows
@@ -129,6 +129,23 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[0].startswith("step 10/40  loss 3.142  ppl 23.14  tok/s 12.3k  0:0")
     assert lines[1:] == ["step 20  held out:  nll 2.5  bpb 1.25", lines[2], "saved"]  # step 20 comes too soon
     assert lines[2].startswith("step 40/40") and lines[2].endswith("0:00 left")
+
+
+def test_the_time_that_is_left_is_told_by_steps_after_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may compile for a minute: here 60 s, and then 2 s a step."""
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown = progress.Progress("run", 4, 30)
+    now += 60
+    shown.move(5)
+    shown.show({"step": 5, "train/loss": 1.0})
+    for step in range(6, 11):
+        now += 2
+        shown.move(step)
+    shown.show({"step": 10, "train/loss": 1.0})
+    assert [line.split("  ")[-1] for line in capsys.readouterr().err.splitlines()] == ["? left", "0:40 left"]
 
 
 def test_a_bar_on_a_terminal(
