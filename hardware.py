@@ -16,10 +16,9 @@ import torch
 from configs import RunConfig
 from model import Transformer, attend, compiler_fails, float8_fails, tiles_fail, use_float8
 from trainer.distributed import Ranks
-from trainer.precision import Name, resolve
+from trainer.precision import DTYPES, Name, resolve
 
 Choice = TypeVar("Choice", bound=str)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLEARLY = 2.5
 """Times as fast as the rule's choice that another has to be: more than the 1.8 of products over the flash kernel where
 the rule changes, at 1,024 keys, so that shapes around it are not decided by noise."""

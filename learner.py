@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from configs import RunConfig
 from data import Batch, Prepared, load_tokenizer
-from hardware import DTYPES, pick_attention, pick_precision, set_up_blocks
+from hardware import pick_attention, pick_precision, set_up_blocks
 from loss import Head, LossConfig, LossOutput, Objective, build_objective
 from model import ModelConfig, Transformer, generate, load_model
 from sizing import fitting_rows, settle
 from trainer.distributed import Parallel, Ranks
 from trainer.meters import peak_flops
 from trainer.optim import Optimizers
-from trainer.precision import Precision
+from trainer.precision import DTYPES, Precision
 
 SCORED_TOKENS = 4096  # of one batch of an evaluation, about
 STATE_BYTES = 16  # of a parameter: the weight, its gradient and AdamW's two moments, in fp32

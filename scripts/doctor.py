@@ -67,19 +67,19 @@ def torch_checks() -> Iterator[tuple[bool, str, str]]:
 
     from trainer.distributed import Place, pick_device
     from trainer.meters import measured_peak
-    from trainer.precision import resolve
+    from trainer.precision import DTYPES, Name, resolve
 
     device = pick_device("auto", Place())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     yield True, "torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads"
     yield True, "device", f"{device.type} ({name})"
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     chosen = resolve("auto", device)
-    speeds = {key: measured_peak(device, dtypes[key]) / 1e9 for key in sorted({"fp32", chosen})}
+    names: list[Name] = sorted({"fp32", chosen})
+    speeds = {key: measured_peak(device, DTYPES[key]) / 1e9 for key in names}
     told = ", ".join(f"{key} {speed:,.0f} GFLOP/s" for key, speed in speeds.items())
     yield True, "precision", f"auto is {chosen}; matrix products here: {told}"
     if device.type == "cuda":
-        yield from gpu_checks(device, dtypes[chosen])
+        yield from gpu_checks(device, DTYPES[chosen])
 
 
 def gpu_checks(device: "torch.device", dtype: "torch.dtype") -> Iterator[tuple[bool, str, str]]:

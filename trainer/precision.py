@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 Name = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Name, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(name: str, device: torch.device) -> Name:
@@ -39,7 +39,7 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.name])
+        return torch.autocast(self.device.type, dtype=DTYPES[self.name])
 
     def state(self) -> dict:
         return self.scaler.state_dict()

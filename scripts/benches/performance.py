@@ -15,6 +15,7 @@ from configs import entry
 from durable import atomic_write
 
 from .measuring import ROOT, Parser, commit_of
+from .speedrun import SWEEP
 
 PEERS = "--nanogpt NANOGPT --python PYTHON"
 SECTIONS = {
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
 def gathered(folder: Path) -> dict[str, dict[str, Any]]:
     """The reports that are there.
 
-    Raises ValueError when there is none, or one that was measured in a hurry.
+    Raises ValueError when there is none, or one that was measured in a hurry or cut off.
     """
     reports = {}
     for name, (_, _, command) in SECTIONS.items():
@@ -69,9 +70,22 @@ def gathered(folder: Path) -> dict[str, dict[str, Any]]:
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         if reports[name].get("settings", {}).get("quick"):
             raise ValueError(f"{path}: measured with --quick, which says nothing; run {command}")
+        if short := unfinished(reports[name]):
+            raise ValueError(
+                f"{path}: cut off before the last round of {short[0]}; the same command with --resume goes on"
+            )
     if not reports:
         raise ValueError(f"{folder} has no report; {SECTIONS['train'][2]} makes one")
     return reports
+
+
+def unfinished(report: dict[str, Any]) -> list[str]:
+    """Entrants with fewer rounds than were asked for; who failed is not asked again, and rates are tried once."""
+    repeats = report["settings"]["repeats"]
+    return [
+        name for case, each in report["answers"].items() if case != SWEEP for name, answers in each.items()
+        if len(answers) < repeats and not any("failed" in answer for answer in answers)
+    ]  # fmt: skip
 
 
 def module_of(name: str) -> Any:
