@@ -56,14 +56,9 @@ def pick_attention(
 ) -> str | None:
     """Have a CPU compute attention in bf16 by `products` or by torch's `flash` kernel; None where torch chooses.
 
-    What is `decided` holds; else the rule of `model.attend` and a trial of both, forward and backward. Compiled blocks
-    with dropout have no choice.
-    """
+    What is `decided` holds; else the rule of `model.attend` and a trial of both, forward and backward."""
     if device.type != "cpu" or precision != "bf16":
         return None
-    if config.train.compile is True and config.model.dropout:
-        model.products = 0
-        return "flash"
     rule, other = ("products", "flash") if config.model.context <= model.products else ("flash", "products")
     chosen = decided.get("attention", rule)
     if "attention" not in decided and not config.run.deterministic and config.model.context >= LEAST_TRIED:

@@ -130,6 +130,8 @@ def record_start(config: RunConfig, path: Path, state: "State", parts: "Parts") 
     print("auto: " + ", ".join(f"{name} {value}" for name, value in parts.learner.auto.items()), file=sys.stderr)
     if parts.learner.compiled:
         print("blocks are compiled at their first use: some steps and evaluations take up to a minute", file=sys.stderr)
+        if config.model.dropout and parts.learner.attention == "products":
+            print("attention under dropout goes by torch's kernel in compiled blocks", file=sys.stderr)
     for file in files_of(config):
         keep_copy(path, file)
     durable.atomic_write(path / "config.yaml", dump(kept))

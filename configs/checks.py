@@ -23,16 +23,16 @@ class Problem:
 
 
 # The fields that say something for a kind of source; the first one is required.
-_ANY = ("constants", "license", "origin", "max_documents")
+_ANY = ("constants", "license", "max_documents")
 _RECORDS = ("text", "id", "labels", "weight")
 _CHATS = ("messages", "template", "train_on")
 _SOURCE_FIELDS = {
     "python": ("packages", "exclude", "encoding", *_ANY),
-    "code": ("files", "exclude", "encoding", *_ANY),
-    "text": ("files", "exclude", "encoding", *_ANY),
-    "jsonl": ("files", "exclude", "encoding", *_RECORDS, *_CHATS, *_ANY),
-    "csv": ("files", "exclude", "encoding", *_RECORDS, *_ANY),
-    "parquet": ("files", "exclude", *_RECORDS, *_CHATS, *_ANY),
+    "code": ("files", "origin", "exclude", "encoding", *_ANY),
+    "text": ("files", "origin", "exclude", "encoding", *_ANY),
+    "jsonl": ("files", "origin", "exclude", "encoding", *_RECORDS, *_CHATS, *_ANY),
+    "csv": ("files", "origin", "exclude", "encoding", *_RECORDS, *_ANY),
+    "parquet": ("files", "origin", "exclude", *_RECORDS, *_CHATS, *_ANY),
     "hf": ("path", "name", "split", "data_files", "streaming", *_RECORDS, *_CHATS, *_ANY),
 }
 _LABEL = r"[a-z][a-z0-9_]*"

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -121,8 +122,14 @@ def dotted(path: Path) -> str:
     return "".join(parts).removeprefix(".")
 
 
+DESCRIBED = re.compile(r"data\.(split\.)?sources\.[^.]+\.(license|origin)")
+"""What is said of a source and decides no token: free, though the source is the run's identity."""
+
+
 def tag_of(key: str) -> Tag:
     """The tag of a dotted key; a key that the table does not cover, such as one of a later version, is recorded."""
+    if DESCRIBED.fullmatch(key):
+        return "free"
     for tag, prefixes in TAGS.items():
         if any(key == prefix or key.startswith((f"{prefix}.", f"{prefix}[")) for prefix in prefixes):
             return tag

@@ -38,6 +38,13 @@ def bar(what: str, *, shown: bool, total: int | None = None, done: int = 0) -> "
     return tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, disable=not shown, **plain)
 
 
+def advance(shown: "tqdm[Any]", nbytes: int) -> None:
+    """So much more is done. An estimated total grows with it, as tqdm drops one that is passed."""
+    if shown.total is not None:
+        shown.total = max(shown.total, shown.n + nbytes)
+    shown.update(nbytes)
+
+
 def clock(what: str, *, shown: bool) -> "tqdm[Any]":
     """The time since it began, of work that tells nothing of its progress, drawn anew at each `refresh`."""
     from tqdm import tqdm

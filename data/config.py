@@ -71,7 +71,7 @@ class SourceConfig:
     license: str | None = None
     """For the data card; those of Python packages are found."""
     origin: str | None = None
-    """Where its files are to be had, such as an address: for the data card, and told when they are missing."""
+    """code, text, jsonl, csv, parquet: where the files are to be had, such as an address; told when one is missing."""
     max_documents: Annotated[int, Ge(1)] | None = None
     """Stop after so many documents."""
 

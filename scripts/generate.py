@@ -29,7 +29,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=("fp32", "bf16", "int8"), default="fp32",
                         help="how each token reads them: bf16 and int8 (cpu only) are not exact, and faster once the "
                         "weights outgrow the caches of the processor")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same text")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="the same seed writes the same text; each further prompt has the next one",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     return parser
 

@@ -93,16 +93,6 @@ def test_attention(clock, context: int, products: float, flash: float, chosen: s
     assert pick_attention(config, model, ALONE, torch.device("cuda"), "bf16", {}) is None
 
 
-def test_compiled_blocks_with_dropout_have_no_choice(clock):
-    clock |= {"products": 0.1, "flash": 1.0}
-    for words, chosen in ((["train.compile=true", "model.dropout=0.1"], "flash"), (["train.compile=true"], "products")):
-        config = configured(*words)
-        model = Transformer(config.model, 50)
-        decided = {"attention": "products"}  # by a start with blocks that were not compiled
-        assert pick_attention(config, model, ALONE, CPU, "bf16", decided) == chosen
-        assert model.products == (0 if chosen == "flash" else 1024)
-
-
 def test_what_is_too_small_to_time_is_not_tried(clock, monkeypatch):
     """There it is overhead that is timed, and two equal runs chose differently."""
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)

@@ -32,6 +32,9 @@ class Progress:
         loads kernels, or compiles for a minute."""
         if self._since[0] == self._start:
             self._since = step, time.monotonic()
+            if self._bar is not None:
+                self._bar.initial = self._bar.n = self._bar.last_print_n = step
+                self._bar.start_t = self._bar.last_print_t = time.time()  # its clock
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 

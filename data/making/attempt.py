@@ -18,6 +18,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..config import SourceConfig
 from ..sources import Task
 from ..store import FORMAT, Shard, find_shard
 from .encode import Job, TaskResult
@@ -34,13 +35,18 @@ def given(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}
 
 
+def deciding(source: SourceConfig) -> dict[str, Any]:
+    """What is given of a source, but for what no token depends on."""
+    return {name: value for name, value in given(source).items() if name not in ("license", "origin")}
+
+
 class Inputs:
     """What the tasks' input looks like now. No input is read."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._looks: dict[str, list[Any]] = {}
         self.of_tasks = [
-            [task.label, given(task.config), [self._path(file) for file in task.config.data_files],
+            [task.label, deciding(task.config), [self._path(file) for file in task.config.data_files],
              [(part.id, part.start, part.stop, self._path(part.path)) for part in task.parts]]
             for task in tasks
         ]  # fmt: skip

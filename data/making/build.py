@@ -81,9 +81,9 @@ class Build:
         sizes = [self.tasks[index].size for index in todo]
         work = [(self.tasks[index], self.records[index]) for index in todo]
         before = sum(self.tasks[index].size for index in indices) - sum(sizes)
-        with bar("encode", shown=self.progress, total=before + sum(sizes) or None, done=before) as shown:
+        with bar("encode", shown=self.progress, total=before + sum(sizes) or None, done=before) as encoding:
             for place in run_tasks(work, self._verified_job, engine, self.config.workers):
-                shown.update(sizes[place])
+                encoding.update(sizes[place])
 
     def _verified_job(self) -> Job:
         """The job, with the fast encoder if it gives the reference's ids."""

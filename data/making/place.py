@@ -15,7 +15,7 @@ from ..reading.files import STDIN
 from ..store import FORMAT
 from ..tokens.ranks import find_ranks
 from ..tokens.vocabulary import all_specials, checked_pattern
-from .attempt import given
+from .attempt import deciding, given
 
 _NEEDS = {"python": "packages", "hf": "path"} | dict.fromkeys(("code", "text", "jsonl", "csv", "parquet"), "files")
 
@@ -44,9 +44,7 @@ def corpus_directory(config: DataConfig) -> Path:
 
 def _located(source: SourceConfig) -> dict[str, Any]:
     """What is given of a source, with the place of what is relative to the working directory."""
-    found = given(source)
-    for name in ("license", "origin"):  # no token depends on them
-        found.pop(name, None)
+    found = deciding(source)
     if source.files:
         found["files"] = [pattern if pattern == STDIN else os.path.abspath(pattern) for pattern in source.files]
         if source.exclude:  # its patterns are held against paths as they are spelled

@@ -5,7 +5,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 
-from ..bars import PLAIN_INTERVAL, bar, clock, on_terminal
+from ..bars import PLAIN_INTERVAL, advance, bar, clock, on_terminal
 from ..cleaning.redact import redact_document
 from ..config import TOKENIZERS, DataConfig, TrainTokenizerConfig
 from ..documents import Document, clean_text
@@ -53,9 +53,9 @@ def _learn(
 
         def texts() -> Iterator[str]:
             total = min(how.sample_bytes, sum(task.size for task in tasks if task.side == "train")) or None
-            with bar("sample", shown=progress, total=total) as shown:
+            with bar("sample", shown=progress, total=total) as reading:
                 for text in training_sample(tasks, how.sample_bytes, how.max_document_bytes, redacted):
-                    shown.update(len(text))
+                    advance(reading, len(text.encode()))
                     yield text
             learning.enter_context(_clock("learn merges", progress))
 
@@ -79,6 +79,8 @@ def _clock(what: str, progress: bool) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
+            if line.format_dict["elapsed"] >= PLAIN_INTERVAL:  # a log was told that it had begun
+                line.refresh()
 
 
 def training_sample(

@@ -47,10 +47,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 @entry
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     from .data_report import draw, tables
 
     names = asked_for(entrants(), args.only)
+    args.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**surroundings(), "settings": {**vars(args), "out": str(args.out)}}
     print(report["told"], flush=True)
     with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:

@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
                 found = [f"{answer[str(n)]['tokens_per_s']:,.0f}" for n in args.rows if str(n) in answer]
                 told = answer.get("failed") or f"{' and '.join(found)} tokens/s" * bool(found) or "done"
                 print(f"[{turn + 1}/{args.repeats}] {preset} {name}: {told}", file=sys.stderr, flush=True)
+    book.finish()
     print(*tables(book.report), f"files   {args.out}/bench_generate.json and .png", sep="\n")
     draw(book.report, args.out / "bench_generate.png")
 

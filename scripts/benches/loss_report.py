@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .loss_contest import PLAIN, TORCH
+from .measuring import subtitle
 from .picture import Group, Panel, bars
 
 Row = dict[str, Any]  # one measurement of one case
@@ -118,7 +119,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panels.append(Panel(title, _groups(report["memory"], "memory"), 1.0))
     bars(
         panels, path, "Linear head and loss, forward + backward: ratio to plain (less is better)",
-        f"plain is F.linear + F.cross_entropy; width {settings['width']}; {report['told'].rpartition('; ')[0]}",
+        subtitle(report, f"plain is F.linear + F.cross_entropy; width {settings['width']}"),
     )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str, **options: Any) -> None:
         defaults = argparse.ArgumentDefaultsHelpFormatter
         super().__init__(
-            prog=f"python -m scripts.bench {name}", description=description, **{"formatter_class": defaults} | options
-        )
+            prog=f"python -m scripts.bench {name}", description=description, allow_abbrev=False,
+            **{"formatter_class": defaults} | options,
+        )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}")
@@ -139,14 +140,16 @@ class Notebook:
     """What a benchmark has measured, on disk after each answer, so that one which was cut off can go on.
 
     `report["answers"][case][name]` are the answers of an entrant to a case, one a round; one that failed is not asked
-    again.
+    again before the next start. `report["finished"]` is whether all that was asked for has been.
     """
 
     def __init__(self, path: Path, command: str, settings: Mapping[str, Any], *, resume: bool, **facts: Any) -> None:
-        """Raises ValueError when it is to go on with a report of other settings or of another commit."""
+        """Raises ValueError when it is to go on with a report of other settings, another commit or another machine."""
         self.path, settings = path, json.loads(json.dumps(settings, default=str))
         date = time.strftime("%Y-%m-%d")
-        self.report: dict[str, Any] = {"command": command, "date": date, "settings": settings, **facts, "answers": {}}
+        self.report: dict[str, Any] = {"command": command, "date": date, "settings": settings, **facts}
+        self.report |= {"finished": False, "answers": {}}
+        self._failed_before = set[tuple[str, str]]()
         if resume and path.exists():
             old = json.loads(path.read_text())
             changed = sorted(name for name in settings if old["settings"].get(name) != settings[name])
@@ -155,9 +158,12 @@ class Notebook:
             before, now = (commit_of(report) for report in (old, self.report))
             if before != now:
                 raise ValueError(f"--resume: {path} was measured at commit {before}, and this is {now}")
-            self.report["answers"] = {
-                case: {name: kept for name, found in each.items() if (kept := [a for a in found if "failed" not in a])}
-                for case, each in old["answers"].items()
+            before, now = (hardware_of(report) for report in (old, self.report))
+            if before != now:
+                raise ValueError(f"--resume: {path} was measured on {before}, and this is {now}")
+            self.report["answers"] = old["answers"]
+            self._failed_before = {
+                (case, name) for case, each in old["answers"].items() for name, found in each.items() if failed(found)
             }
 
     def of(self, case: str, name: str) -> list[dict[str, Any]]:
@@ -165,16 +171,42 @@ class Notebook:
 
     def wants(self, case: str, name: str, turn: int) -> bool:
         """Whether round `turn`, from 0, of an entrant is still to come."""
-        answers = self.of(case, name)
-        return len(answers) <= turn and not any("failed" in answer for answer in answers)
+        answers = self.report["answers"].get(case, {}).get(name, [])
+        if (case, name) in self._failed_before:
+            return len(answers) - len(failed(answers)) <= turn
+        return len(answers) <= turn and not failed(answers)
 
     def add(self, case: str, name: str, answer: dict[str, Any]) -> None:
-        self.of(case, name).append(answer)
+        answers = self.of(case, name)
+        if (case, name) in self._failed_before:
+            answers[:] = [each for each in answers if "failed" not in each]
+            self._failed_before.remove((case, name))
+        answers.append(answer)
+        self.write()
+
+    def finish(self) -> None:
+        """All that was asked for has been measured; nobody is left out who has answers of an earlier start."""
+        there = {name for each in self.report["answers"].values() for name, found in each.items() if found}
+        self.report["left_out"] = {
+            who: line for who, line in self.report.get("left_out", {}).items()
+            if not any(name.startswith(who) for name in there)
+        }  # fmt: skip
+        self.report["finished"] = True
         self.write()
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, json.dumps(self.report, indent=1) + "\n")
+
+
+def failed(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why rounds of an entrant failed."""
+    return [answer["failed"] for answer in answers if "failed" in answer]
+
+
+def hardware_of(report: Mapping[str, Any]) -> str | None:
+    """The machine, its threads and torch's version, without how busy it was."""
+    return report["told"].rpartition("; ")[0] if "told" in report else None
 
 
 def commit_of(report: Mapping[str, Any]) -> str | None:
@@ -240,7 +272,8 @@ def spoken(name: str, argv: Sequence[str]) -> str:
     """The command of a benchmark, without paths of this machine and, where it goes on, without what divided it."""
     words, option = [f"python -m scripts.bench {name}"], ""
     left_out = ("--out", "--only", "--resume") if "--resume" in argv else ("--out",)
-    for word in argv:
+    apart = (part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word]))
+    for word in apart:
         option = word if word.startswith("--") else option
         if option in ("--python", "--nanogpt", "--text"):
             words += [word] if word == option else [option[2:].upper()]
@@ -263,7 +296,7 @@ def failures(report: Mapping[str, Any]) -> list[str]:
 def subtitle(report: Mapping[str, Any], *told: str) -> str:
     """What is told below the title of a picture: that it was a quick look, if so, and on which hardware."""
     quick = [QUICK] if report["settings"].get("quick") else []
-    return "; ".join([*quick, *told, report["told"].rpartition("; ")[0]])
+    return "; ".join([*quick, *told, hardware_of(report) or ""])
 
 
 def without(nanogpt: Path | None) -> dict[str, str]:

@@ -15,7 +15,6 @@ from configs import entry
 from durable import atomic_write
 
 from .measuring import ROOT, Parser, commit_of
-from .speedrun import SWEEP
 
 PEERS = "--nanogpt NANOGPT --python PYTHON"
 SECTIONS = {
@@ -70,22 +69,11 @@ def gathered(folder: Path) -> dict[str, dict[str, Any]]:
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         if reports[name].get("settings", {}).get("quick"):
             raise ValueError(f"{path}: measured with --quick, which says nothing; run {command}")
-        if short := unfinished(reports[name]):
-            raise ValueError(
-                f"{path}: cut off before the last round of {short[0]}; the same command with --resume goes on"
-            )
+        if not reports[name].get("finished", True):  # reports from before that was written are complete
+            raise ValueError(f"{path}: cut off; the same command with --resume goes on")
     if not reports:
         raise ValueError(f"{folder} has no report; {SECTIONS['train'][2]} makes one")
     return reports
-
-
-def unfinished(report: dict[str, Any]) -> list[str]:
-    """Entrants with fewer rounds than were asked for; who failed is not asked again, and rates are tried once."""
-    repeats = report["settings"]["repeats"]
-    return [
-        name for case, each in report["answers"].items() if case != SWEEP for name, answers in each.items()
-        if len(answers) < repeats and not any("failed" in answer for answer in answers)
-    ]  # fmt: skip
 
 
 def module_of(name: str) -> Any:

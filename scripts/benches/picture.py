@@ -42,9 +42,11 @@ class Heading:
 
 def inches(text: str) -> float:
     """The width of a line of a subtitle, at most: letters that are fitted to pixels are up to 3 % wider."""
+    from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    return 1.03 * TextPath((0, 0), text, size=_SMALL).get_extents().x1 / 72
+    font = FontProperties(family=STYLE["font.family"], size=_SMALL)  # whatever a user's matplotlibrc says
+    return 1.03 * TextPath((0, 0), text, prop=font).get_extents().x1 / 72
 
 
 class Group(NamedTuple):

@@ -186,6 +186,7 @@ def main(argv: Sequence[str]) -> None:
                 book.add(case, lever.name, answer)
                 told = answer.get("failed") or f"nll {answer['nll']:.4f}, {answer['seconds']:.1f} s"
                 print(f"[{turn + 1}] {lever.name}: {told}", file=sys.stderr, flush=True)
+    book.finish()
     print(*table(book.report), sep="\n")
     draw(book.report, args.out / "recipe.png")
     (args.out / "recipe.md").write_text(page(book.report), encoding="utf-8")

@@ -6,11 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .measuring import columns, failures
+from .measuring import QUICK, columns, failures
 from .picture import Dots, dots
 from .recipe import BASE, LEVERS, RUNS, SWEEP
-
-QUICK = "A quick look at a few steps of a tiny model: the losses say nothing."
 
 
 class Row(NamedTuple):
@@ -92,7 +90,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     found = [Dots(row.name, row.values, row.name == BASE) for row in rows_of(report)]
     if found:
         told = "validation nll at the end, nats per character; points are seeds, bars one standard deviation"
-        told = f"{QUICK} {told}" if report["settings"]["quick"] else told
+        told = f"{QUICK}; {told}" if report["settings"]["quick"] else told
         dots(found, path, "What each lever of the recipe is worth", told)
 
 

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     for part in PARTS:
         if part in args.only:
             {"shapes": shapes, "ranks": ranks, "corpus": corpus}[part](book, args)
+    book.finish()
     print(*tables(book.report), f"files   {args.out}/bench_scaling.json and .png", sep="\n")
     draw(book.report, args.out / "bench_scaling.png")
 

@@ -49,19 +49,24 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 @entry
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
+    wanted = measuring.asked_for((PREPARED, FIRST, AS_WRITTEN, BF16, TUNED), args.only)
+    left_out = measuring.without(args.nanogpt)
+    if left_out and not {PREPARED, FIRST} & {*wanted}:
+        raise ValueError(*left_out.values())
     text = corpus(args.text)
     from .speedrun_report import draw, tables
 
-    book = measuring.open_book("speedrun", argv, args, ("repeats", "quick", "text"), measuring.without(args.nanogpt))
+    book = measuring.open_book("speedrun", argv, args, ("repeats", "quick", "text"), left_out)
     with tempfile.TemporaryDirectory(prefix="thimble-bench-") as folder:
         runners = our_runners(Path(folder), args)
         if args.nanogpt:
-            runners |= their_runners(Path(folder), text, args, book)
-        names = measuring.asked_for(runners, args.only)
+            runners |= their_runners(Path(folder), text, args, book, swept=args.sweep and TUNED in wanted)
+        names = [name for name in wanted if name in runners]
         for turn, name in measuring.rounds(names, args.repeats):
             if book.wants(WALL, name, turn):
                 book.add(WALL, name, runners[name](turn))
                 tell(f"[{turn + 1}/{args.repeats}] {name}", book.of(WALL, name)[-1])
+    book.finish()
     print(*tables(book.report), f"files   {args.out}/bench_speedrun.json and .png", sep="\n")
     draw(book.report, args.out / "bench_speedrun.png")
 
@@ -136,7 +141,7 @@ def final(run: Path) -> dict[str, Any]:
 
 
 def their_runners(
-    folder: Path, text: Path, args: argparse.Namespace, book: Notebook
+    folder: Path, text: Path, args: argparse.Namespace, book: Notebook, *, swept: bool
 ) -> dict[str, Callable[[int], dict[str, Any]]]:
     """nanoGPT's entrants, in copies of its checkout."""
     plain = copied(args.nanogpt, folder / "nanogpt", text, autocast=False)
@@ -158,7 +163,7 @@ def their_runners(
         )  # fmt: skip
 
     found = {AS_WRITTEN: lambda _: run(plain), BF16: lambda _: run(mixed, dtype="bfloat16")}
-    if args.sweep:
+    if swept:
         sweep(tuned, book, ITERATIONS[:1] if args.quick else ITERATIONS)
     if (best := chosen(book.report)) is not None:
         found[TUNED] = lambda _: tuned(*best) | {"rate": best[1]}

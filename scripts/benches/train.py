@@ -117,9 +117,9 @@ def main(argv: Sequence[str]) -> None:
     left_out = {} if args.choices else measuring.missing(args.nanogpt, args.python, MODULES)
     entrants = CHOICES if args.choices else GPU_ENTRANTS if args.device == "cuda" else ENTRANTS
     names = measuring.asked_for([name for name in entrants if name != PEAK], args.only)
-    names = [name for name in names if entrants[name].who not in left_out]
+    wanted, names = names, [name for name in names if entrants[name].who not in left_out]
     if not names:
-        raise ValueError("\n".join(left_out.values()))
+        raise ValueError("\n".join(left_out[who] for who in dict.fromkeys(entrants[name].who for name in wanted)))
     from .train_report import draw, tables
 
     file = "choices" if args.choices else "train"
@@ -134,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
                 book.add(shape, name, answer)
                 told = answer.get("failed") or (f"{answer['tokens_per_s']:,.0f} tokens/s" if name != PEAK else "done")
                 print(f"[{turn + 1}/{args.repeats}] {shape} {name}: {told}", file=sys.stderr, flush=True)
+    book.finish()
     print(*tables(book.report), f"files   {args.out}/bench_{file}.json and .png", sep="\n")
     draw(book.report, args.out / f"bench_{file}.png")
 

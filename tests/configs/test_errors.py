@@ -155,8 +155,8 @@ CROSS = {
     "data.tokenizer=null": "data.tokenizer: null is not a mapping; write byte, char, {file: PATH} or {train: "
     "{vocab_size: N}}",
     "data.tokenizer={train: null}": "data.tokenizer: takes exactly one of train, file, level and tiktoken, not none",
-    "data.sources.a.packages=[json]": "data.sources.a.packages: kind text does not use it; it takes files, exclude, "
-    "encoding, constants, license, origin, max_documents",
+    "data.sources.a.packages=[json]": "data.sources.a.packages: kind text does not use it; it takes files, origin, "
+    "exclude, encoding, constants, license, max_documents",
     "data.sources.b={kind: python}": "data.sources.b: kind python needs packages",
     "data.sources.b={kind: jsonl}": "data.sources.b: kind jsonl needs files",
     "data.sources.b={kind: hf}": "data.sources.b: kind hf needs path",

@@ -24,6 +24,8 @@ def test_every_field_has_exactly_one_tag() -> None:
     for prefix in prefixes:
         assert any(key == prefix or key.startswith(f"{prefix}.") for key in keys), prefix
     assert tag_of("train.precision") == "recorded" and tag_of("data.dir") == "free" and tag_of("run.seed") == "identity"
+    assert tag_of("data.sources.a.origin") == tag_of("data.split.sources.a.license") == "free"
+    assert tag_of("data.sources.a.files") == tag_of("data.sources.origin") == "identity"
     assert tag_of("optim.name") == "identity" and tag_of("optim.rates.head") == "recorded"
 
 

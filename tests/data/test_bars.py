@@ -30,6 +30,15 @@ def test_a_log_gets_lines_now_and_then(
     assert all(line.startswith(start) and line.endswith("B/s") for line, start in zip(lines, starts, strict=True))
 
 
+def test_an_estimated_total_grows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bars, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with bars.bar("sample", shown=True, total=1000) as bar:
+        bars.advance(bar, 900)
+        bars.advance(bar, 600)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sample: 100% of 1.50k, ")
+
+
 def test_a_clock_ticks_in_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     with bars.clock("learn merges", shown=True) as line:

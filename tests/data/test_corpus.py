@@ -27,6 +27,7 @@ from data.config import Bounds, CleanConfig, DataConfig, PackConfig, SourceConfi
 from data.corpus import Estimate, estimate, lookup, prepare, prepare_slice
 from data.errors import DataError
 from data.making import build
+from data.making.attempt import deciding
 from data.making.place import corpus_directory
 from data.reading.changes import file_digests
 from data.store import Store, find_shard, from_file, to_bytes
@@ -359,6 +360,7 @@ def test_two_projects_with_the_same_patterns(tmp_path: Path, monkeypatch: pytest
     absolute = replace(configs["text"].sources["a"], files=(str(tmp_path / "two" / "text" / "*"),))
     assert corpus_directory(replace(configs["text"], sources={"a": absolute})) == places[1]["text"]
     described = replace(absolute, license="MIT", origin="https://example.org")
+    assert deciding(described) == deciding(absolute) != deciding(replace(absolute, encoding="latin-1"))
     assert corpus_directory(replace(configs["text"], sources={"a": described})) == places[1]["text"]
 
 

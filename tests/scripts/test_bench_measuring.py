@@ -38,6 +38,39 @@ def test_a_failure_is_told_by_its_reason():
     assert measuring.last_words(-9, "whatever") == "killed, perhaps out of memory"
 
 
+def opened(path: Path, told: str = "a CPU; load 1", *, resume: bool = True, **left_out: str) -> measuring.Notebook:
+    return measuring.Notebook(path / "x.json", "x", {"repeats": 2}, resume=resume, told=told, left_out=left_out)
+
+
+def test_a_start_asks_again_only_for_what_failed_before(tmp_path: Path):
+    book = opened(tmp_path)
+    for name, answer in (("a", {"n": 1}), ("a", {"n": 2}), ("b", {"n": 3}), ("b", {"failed": "why"})):
+        book.add("case", name, answer)
+    assert not any(book.wants("case", name, turn) for name in "ab" for turn in range(2)), "not in the same start"
+    again = opened(tmp_path)
+    assert [again.wants("case", "b", turn) for turn in range(2)] == [False, True]
+    assert again.wants("other", "c", 0) and again.report["answers"] == book.report["answers"], "nobody is forgotten"
+    again.add("case", "b", {"n": 4})
+    assert again.of("case", "b") == [{"n": 3}, {"n": 4}]
+    again = opened(tmp_path, resume=False)
+    assert again.report["answers"] == {}
+
+
+def test_a_report_is_of_one_machine(tmp_path: Path):
+    opened(tmp_path).write()
+    opened(tmp_path, "a CPU; load 9")
+    with pytest.raises(ValueError, match="was measured on a CPU, and this is another"):
+        opened(tmp_path, "another; load 1")
+
+
+def test_a_finished_report_leaves_out_who_never_answered(tmp_path: Path):
+    book = opened(tmp_path, nanoGPT="left out  nanoGPT", litgpt="left out  litgpt")
+    book.add("case", "nanoGPT bf16", {"n": 1})
+    assert not book.report["finished"] and len(book.report["left_out"]) == 2
+    book.finish()
+    assert book.report["finished"] and book.report["left_out"] == {"litgpt": "left out  litgpt"}
+
+
 def test_no_table_of_aims_without_aims():
     assert measuring.aim_lines([]) == []
     assert measuring.aim_lines([measuring.Aim("x", 2, 1.5), measuring.Aim("y", 2, 1.5, True)]) == [
@@ -99,6 +132,8 @@ def test_the_command_is_told_without_what_divides_it():
     ]
     assert measuring.spoken("x", words) == "python -m scripts.bench x --python PYTHON --quick --shapes 1x2 3x4"
     assert measuring.spoken("x", ["--text", "/a/b.txt", "--quick"]) == "python -m scripts.bench x --text TEXT --quick"
+    words = ["--nanogpt=/home/me", "--out=/y", "--quick", "--python", "/z"]
+    assert measuring.spoken("x", words) == "python -m scripts.bench x --nanogpt NANOGPT --quick --python PYTHON"
     assert measuring.spoken("x", ["--only", "a b", "c"]) == "python -m scripts.bench x --only 'a b' c"
 
 

@@ -196,6 +196,17 @@ def test_without_a_checkout_ours_is_run_alone(stub: list[list[str]], tmp_path: P
     assert all("train.steps=4" in words for words in stub if "--restart" in words)
 
 
+def test_who_is_asked_for_is_known_before_anything_runs(stub: list[list[str]], checkout: Path, tmp_path: Path, capsys):
+    words = ["speedrun", "--sweep", "--out", str(tmp_path / "out")]
+    assert bench.main([*words, "--nanogpt", str(checkout), "--only", "ours", "nobody"]) == 2
+    assert capsys.readouterr().err.startswith(f"--only nobody: there are {PREPARED}; {FIRST}; {AS_WRITTEN}; ")
+    assert bench.main([*words, "--only", "nanoGPT"]) == 2
+    assert capsys.readouterr().err.startswith("left out  nanoGPT: git clone")
+    assert not stub and not (tmp_path / "out").exists()
+    assert bench.main([*words, "--nanogpt", str(checkout), "--repeats", "1", "--only", FIRST]) == 0
+    assert len(stub) == 1, "no sweep for an entrant that is not asked for"
+
+
 def test_a_missing_text_is_told_in_a_line(monkeypatch, tmp_path: Path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -148,6 +148,25 @@ def test_the_time_that_is_left_is_told_by_steps_after_the_first(
     assert [line.split("  ")[-1] for line in capsys.readouterr().err.splitlines()] == ["? left", "0:40 left"]
 
 
+def test_a_bar_tells_the_pace_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    shown = progress.Progress("run", 0, 1000)
+    assert shown._bar is not None
+    now = shown._bar.last_print_t
+    monkeypatch.setattr(shown._bar, "_time", lambda: now)
+    monkeypatch.setattr(progress.time, "time", lambda: now)
+    now += 60
+    shown.move(1)
+    for step in range(2, 12):
+        now += 2
+        shown.move(step)
+    told = shown._bar.format_dict
+    assert (told["n"], told["total"], told["initial"]) == (11, 1000, 1)
+    assert told["rate"] == pytest.approx(0.5, rel=0.05)  # steps a second
+    shown.close()
+
+
 def test_a_bar_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
