@@ -56,7 +56,8 @@ def pick_attention(
 ) -> str | None:
     """Have a CPU compute attention in bf16 by `products` or by torch's `flash` kernel; None where torch chooses.
 
-    What is `decided` holds; else the rule of `model.attend` and a trial of both, forward and backward."""
+    What is `decided` holds; else the rule of `model.attend` and a trial of both, forward and backward.
+    """
     if device.type != "cpu" or precision != "bf16":
         return None
     rule, other = ("products", "flash") if config.model.context <= model.products else ("flash", "products")
