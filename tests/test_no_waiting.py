@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # its tables hold torch's functions as they are at its first import: not those that stand in here
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.utils._python_dispatch import TorchDispatchMode
