@@ -158,6 +158,7 @@ def go_on(parts: "Parts", state: "State", stop: "StopRequest", path: Path, *, pr
     from instruments import Instruments
     from trainer.checkpoint import Saver
     from trainer.rundir import EXIT_CODES
+    from trainer.spinning import Spinning
     from trainer.tracking import Tracker
     from trainer.watchdog import Watchdog
 
@@ -173,6 +174,7 @@ def go_on(parts: "Parts", state: "State", stop: "StopRequest", path: Path, *, pr
     state.wandb_id = tracker.wandb_id
     with (
         stop.polling(),
+        Spinning(ranks.device, tracker.message),
         Watchdog(path, ranks, config.train.timeout) as watchdog,
         Saver(
             path, keep=config.save.keep, keep_every=parts.keep_every, background=parts.background, ranks=ranks,

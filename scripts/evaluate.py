@@ -67,6 +67,7 @@ def measure(
     from data import prepare, prepare_file
     from loss import LossConfig
     from trainer.distributed import Place, Ranks, pick_device
+    from trainer.spinning import Spinning
 
     checkpoint = find_checkpoint(run, which, warn=lambda reason: print(f"warning: {reason}", file=sys.stderr))
     # Scores are nll whatever was trained on: neither teacher nor tables are needed.
@@ -87,6 +88,7 @@ def measure(
             config = replace(config, data=corpus.config)
         parts = build(config, corpus, Ranks(place, device), device, state)
         parts.load(checkpoint, state)
+        stack.enter_context(Spinning(device))
         table, labels = parts.score_groups()
         total = table.pop("")
         if by:

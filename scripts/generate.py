@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from durable import find_checkpoint
     from model import read_model
     from trainer.distributed import Place, pick_device
+    from trainer.spinning import Spinning
 
     def warn(reason: str) -> None:
         print(f"warning: {reason}", file=sys.stderr)
@@ -71,13 +72,14 @@ def main(argv: Sequence[str]) -> None:
             count += 1
             yield token
 
-    for i, (prompt, ids) in enumerate(zip(prompts, written(model, starts, stop, args), strict=True)):
-        if len(prompts) > 1:
-            print("\n" * (i > 0) + f"[{i + 1}/{len(prompts)}]")
-        print("" if args.chat else prompt, end="", flush=True)
-        for piece in whole_characters(counted(ids), tokenizer.decode):
-            print(piece, end="", flush=True)
-        print()
+    with Spinning(device):
+        for i, (prompt, ids) in enumerate(zip(prompts, written(model, starts, stop, args), strict=True)):
+            if len(prompts) > 1:
+                print("\n" * (i > 0) + f"[{i + 1}/{len(prompts)}]")
+            print("" if args.chat else prompt, end="", flush=True)
+            for piece in whole_characters(counted(ids), tokenizer.decode):
+                print(piece, end="", flush=True)
+            print()
     seconds = time.perf_counter() - start
     print(f"{count} tokens in {seconds:.1f} s: {count / seconds:,.0f} tokens/s", file=sys.stderr)
 
