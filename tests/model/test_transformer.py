@@ -197,6 +197,21 @@ def test_rms_norm_of_zeros_is_zero_with_finite_gradients() -> None:
     assert x.grad is not None and torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("gain_dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8,), (3, 2, 8)])
+def test_a_norm_of_any_floats_has_gradients(x_dtype: torch.dtype, gain_dtype: torch.dtype, shape: tuple[int, ...]):
+    ours, plain = RMSNorm(8, eps=1e-3).to(gain_dtype), nn.RMSNorm(8, eps=1e-3).double()
+    x = torch.randn(shape).to(x_dtype).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    toward = torch.randn(shape, dtype=torch.float64)
+    (ours(x).double() * toward).sum().backward()
+    (plain(wide) * toward).sum().backward()
+    for found, wanted in ((x, wide), (ours.weight, plain.weight)):
+        assert found.grad is not None and wanted.grad is not None and found.grad.dtype == found.dtype
+        assert (found.grad - wanted.grad).norm() <= 0.02 * wanted.grad.norm()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_bf16_autocast_stays_near_fp32(make: Make, tokens: Tensor, preset: Preset, masked: bool) -> None:
