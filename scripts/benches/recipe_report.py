@@ -121,8 +121,9 @@ What the parts of [configs/speedrun.yaml](../configs/speedrun.yaml) are worth, a
 
 Each row is the speedrun with one thing changed: characters of Shakespeare, a model of 4 layers and 128 wide, the nll in
 nats per character over the whole validation split at the end. Mean and standard deviation (sd) of {seeds} seeds; the
-difference is taken between runs of the same seed, and less than about twice its sd / sqrt({seeds}) is nothing. All rows
-take the same number of steps, but for those that say otherwise, and stand in order of the difference.
+difference is taken between runs of the same seed; with 3 seeds one of less than 2.5 times its sd is nothing (Student's
+t at 95 %), and one row in twenty passes that by chance. All rows take the same number of steps, but for those that say
+otherwise, and stand in order of the difference.
 
 | lever | what is changed | nll | sd | against the recipe | sd | steps |
 |---|---|--:|--:|--:|--:|--:|
