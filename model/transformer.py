@@ -252,7 +252,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, gain, scale = ctx.saved_tensors
         normed = x * scale  # in fp32 or wider, whatever x, its gradient and the gain are in
-        inner = grad.to(normed.dtype) * gain.to(normed.dtype)
+        grad = grad.to(normed.dtype)
+        inner = grad * gain.to(normed.dtype)
         along = torch.linalg.vecdot(inner, normed)[..., None] / x.shape[-1]
         grad_gain = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(gain.dtype)
         return inner.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_gain, None

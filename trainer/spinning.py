@@ -77,7 +77,7 @@ class Spinning:
             self._team = None
         if sleep and self._library:
             self._team = _Team.of(self._library)
-            if self._told:
+            if self._team and self._told:
                 self._told(NOTICE)
                 self._told = None
 

@@ -73,11 +73,10 @@ finally:
 """
 
 
-def run(script: str, **environment: str) -> str:
+def run(script: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + script], cwd=ROOT, env=SETTINGS | environment, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", BEGIN + script], cwd=ROOT, env=SETTINGS, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -151,9 +150,10 @@ def test_what_looks_lead_to(
 
 def test_where_the_system_gives_no_more_threads_nothing_changes(library: Library, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(spinning._Team, "start", lambda team: (_ for _ in ()).throw(RuntimeError("no new thread")))
-    kept = Spinning(CPU)
+    told = list[str]()
+    kept = Spinning(CPU, told.append)
     kept._change(sleep=True)
-    assert not kept.asleep
+    assert not kept.asleep and not told
 
 
 def watches(device: torch.device = CPU) -> bool:
